@@ -1,0 +1,56 @@
+"""FedAvg: clients train copies of one model, the server averages them.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of Deep Networks
+from Decentralized Data", AISTATS 2017.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from qupeD_jax import client, server
+from qupeD_jax.types import Algorithm, Array, Model, PyTree
+
+
+def fedavg(
+  model: Model,
+  *,
+  rate: Array | float | Callable = 0.1,
+  optimizer: optax.GradientTransformation = optax.identity(),
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.by_size,
+  start: PyTree | None = None,
+) -> Algorithm:
+  """Builds FedAvg: every client minimises f_i(w_i) for tau steps, w becomes their mean.
+
+  Args:
+    model: the one architecture that all clients train.
+    rate: step size, a number or a schedule of the local step.
+    optimizer: of the clients, without its learning rate, started anew every round.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean: by their data, as in the paper, or `server.uniform`.
+    start: the server's first variables; None draws them.
+
+  Returns:
+    An Algorithm; scored is the server's model, as "global" and as "personal".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+
+  def objective(variables, server_variables, batch):
+    del server_variables
+    return client.personal_loss(model, batch)(variables)
+
+  return server.averaging(
+    model,
+    objective,
+    rate=rate,
+    optimizer=optimizer,
+    local_steps=local_steps,
+    batch_size=batch_size,
+    weigh=weigh,
+    start=start,
+  )

@@ -1,0 +1,107 @@
+"""Fine-tuning after hard quantisation: only the exempt parameters and the centers go on learning.
+
+The last phase of QuPeD (Ozkara et al., NeurIPS 2021) and of local Algorithm 1. Every entry stays
+with its center, and a center's move takes its entries along: the model keeps the form it is shipped
+in. At 32 bits the same tensors stand still, so that clients of every precision get one phase.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qupeD_jax import checks, client, quantize, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, Quantizer
+
+
+def finetune(
+  client_models: tuple[Model, ...],
+  quantizer: Quantizer,
+  trained: FedState,
+  *,
+  server_model: Model | None = None,
+  lambda_p: Array | float = 0.0,
+  temperature: Array | float = 1.0,
+  rate: Array | float | Callable = 0.01,
+  centers_rate: Array | float | Callable = 1e-5,
+  optimizer: optax.GradientTransformation = optax.identity(),
+  local_steps: int = 10,
+  batch_size: int = 50,
+) -> Algorithm:
+  """Builds the fine-tuning phase: each client alone, minimising (1 - p) f(Q) + p KD(Q, w), w fixed.
+
+  Args:
+    client_models: one per cohort.
+    quantizer: the one that trained the models.
+    trained: the state to start from, of `quped` or `local`.
+    server_model: the architecture of w; None for p = 0.
+    lambda_p: p in [0, 1).
+    temperature: T > 0.
+    rate: step size of the exempt parameters, a number or a schedule of the local step.
+    centers_rate: step size of the centers, likewise.
+    optimizer: over the exempt parameters, without its learning rate.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+
+  Returns:
+    An Algorithm that scores as the one before it; "personal" and "unquantised" are now the same.
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size, client.Rates(rate, centers_rate))
+  checks.fraction("--lambda-p", lambda_p, closed=False)
+  checks.positive("--temperature", temperature)
+
+  def freeze(personal):
+    variables, codebooks, _ = personal
+    params = quantize.harden(variables["params"], codebooks)
+    return client.Personal({**variables, "params": params}, codebooks, optimizer.init(params))
+
+  def init(key, data, cohorts):
+    del key, data, cohorts
+    clients = tuple(jax.vmap(freeze)(personal) for personal in trained.clients)
+    return FedState(trained.server, clients, jnp.int32(0))
+
+  def train_exempt(personal, loss_fn, step):
+    variables, codebooks, moments = personal
+    params, stats = variables["params"], variables["stats"]
+    loss = lambda p: loss_fn({"params": p, "stats": stats})
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    direction, moments = optimizer.update(grads, moments, params)
+    moved = tree.descend(params, direction, client.value_at(rate, step))
+    centers = quantizer.update(codebooks, params, grads, client.value_at(centers_rate, step), 0.0)
+    params = quantize.replace(moved, quantize.follow(params, codebooks, centers))
+    return client.Personal({"params": params, "stats": stats}, centers, moments), value
+
+  def client_fn(model, state, data):
+    def step_fn(personal, batch, step):
+      teacher_logits = None
+      if server_model is not None:
+        teacher_logits = server_model.apply(state.server, batch.x, True)[0]
+      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature)
+      return train_exempt(personal, loss_fn, step)
+
+    def run(key, personal, rows):
+      first_step = state.round * local_steps
+      personal, loss = client.scan_steps(
+        step_fn, personal, key, data, rows, local_steps, batch_size, first_step
+      )
+      return personal, (), loss
+
+    return run
+
+  def round_fn(key, state, data, cohorts):
+    fns = tuple(client_fn(model, state, data) for model in client_models)
+    clients, _, info = client.over_clients(fns, key, cohorts, state.clients)
+    return FedState(state.server, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    scored = client.scored(client_models, state.clients)
+    if server_model is not None:
+      scored["global"] = server.score_global(server_model, state.server, cohorts)
+    return scored
+
+  return Algorithm(init, round_fn, personalize)

@@ -1,0 +1,74 @@
+"""Local training: every client alone, by Algorithm 1 of QuPeD or at full precision.
+
+Ozkara, Singh, Data, Diggavi, "QuPeD: Quantized Personalization via Distillation with Applications
+to Federated Learning", NeurIPS 2021, Algorithm 1. One client is the centralised Algorithm 1; a
+start from FedAvg's model is FedAvg with local fine-tuning.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from qupeD_jax import client
+from qupeD_jax.types import Algorithm, FedState, Model, PyTree, Quantizer
+
+
+def local(
+  models: tuple[Model, ...],
+  quantizer: Quantizer,
+  *,
+  rates: client.Rates = client.Rates(),
+  optimizer: optax.GradientTransformation = optax.identity(),
+  local_steps: int = 10,
+  batch_size: int = 50,
+  start: tuple[PyTree, ...] | None = None,
+) -> Algorithm:
+  """Builds local training.
+
+  Args:
+    models: one per cohort.
+    quantizer: `quantize.learned_codebook()` for Algorithm 1, `quantize.none()` for full precision.
+    rates: step sizes and the weight of R, numbers or schedules of the local step.
+    optimizer: over x, without its learning rate: the identity is plain gradient descent.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+    start: variables per cohort that its clients start from; None draws them.
+
+  Returns:
+    An Algorithm without a server; scored are "personal" (as shipped) and "unquantised".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size, rates)
+
+  def init(key, data, cohorts):
+    del data
+    clients = client.start_clients(models, start, key, cohorts, quantizer, optimizer)
+    return FedState({}, clients, jnp.int32(0))
+
+  def client_round(model, data, first_step):
+    def step_fn(personal, batch, step):
+      loss_fn = client.personal_loss(model, batch)
+      return client.proximal_step(
+        personal, loss_fn, step, quantizer=quantizer, optimizer=optimizer, rates=rates
+      )
+
+    def run(key, personal, rows):
+      personal, loss = client.scan_steps(
+        step_fn, personal, key, data, rows, local_steps, batch_size, first_step
+      )
+      return personal, (), loss
+
+    return run
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+    fns = tuple(client_round(model, data, first_step) for model in models)
+    clients, _, info = client.over_clients(fns, key, cohorts, state.clients)
+    return FedState({}, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data, cohorts
+    return client.scored(models, state.clients)
+
+  return Algorithm(init, round_fn, personalize)

@@ -1,0 +1,146 @@
+"""QuPeD: personal quantised models that learn with, and from, a global model by distillation.
+
+Ozkara, Singh, Data, Diggavi, "QuPeD: Quantized Personalization via Distillation with Applications
+to Federated Learning", NeurIPS 2021, Algorithm 2.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qupeD_jax import checks, client, losses, quantize, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
+
+
+def quped(
+  server_model: Model,
+  client_models: tuple[Model, ...],
+  quantizer: Quantizer,
+  *,
+  lambda_p: Array | float = 0.5,
+  temperature: Array | float = 1.0,
+  rates: client.Rates = client.Rates(),
+  global_rate: Array | float | Callable = 0.1,
+  global_loss_weight: Array | float = 0.0,
+  optimizer: optax.GradientTransformation = optax.identity(),
+  global_optimizer: optax.GradientTransformation = optax.identity(),
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.uniform,
+  start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
+) -> Algorithm:
+  """Builds QuPeD. With p = lambda_p, a client's local step on one batch is
+
+    x <- prox_{eta1 lambda R(., c)}(x - eta1 grad_x F)
+    c <- prox_{eta2 lambda R(x, .)}(c - eta2 grad_c F)                       at the new x
+    w <- w - eta3 grad_w [p (KD(x, w) + KD(Q_c(x), w)) + a f(w)]             at the new x and c
+
+  F(x, c, w) = (1 - p) (f(x) + f(Q_c(x))) + p (KD(x, w) + KD(Q_c(x), w)),
+  KD(x, w) = T^2 KL(softmax(w/T) || softmax(x/T)). The paper's QuPeD has a = 0: its global model
+  learns from the personal ones alone. Terms in Q and c drop out where a client has 32 bits.
+
+  Args:
+    server_model: the architecture of w.
+    client_models: one per cohort, with the server's classes.
+    quantizer: `quantize.learned_codebook()`, or `quantize.none()` if every client has 32 bits.
+    lambda_p: p in [0, 1); 0 is local training.
+    temperature: T > 0.
+    rates: eta1, eta2 and lambda, numbers or schedules of the local step.
+    global_rate: eta3, a number or a schedule of the local step.
+    global_loss_weight: a >= 0, of the cross-entropy in w's loss.
+    optimizer: over x, without its learning rate: the identity is plain gradient descent.
+    global_optimizer: over a client's copy of w, likewise; started anew every round.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
+    start: the server's variables and one client model's per cohort; None draws them.
+
+  Returns:
+    An Algorithm; scored are "personal" (as shipped), "unquantised" and "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size, rates)
+  checks.fraction("--lambda-p", lambda_p, closed=False)
+  checks.positive("--temperature", temperature)
+  checks.positive("--global-rate", global_rate)
+  checks.non_negative("--global-loss-weight", global_loss_weight)
+
+  def init(key, data, cohorts):
+    del data
+    server_start, client_start = start or (server_model.init(key), None)
+    clients = client.start_clients(client_models, client_start, key, cohorts, quantizer, optimizer)
+    return FedState(server_start, clients, jnp.int32(0))
+
+  def client_step(model):
+    def step_fn(carry, batch, step):
+      personal, (copy, moments) = carry
+
+      def forward(params):
+        return server_model.apply({**copy, "params": params}, batch.x, True)
+
+      # One pass through w serves thrice: as the teacher of x, as that of Q, and in w's own step.
+      teacher_logits, backward, stats = jax.vjp(forward, copy["params"], has_aux=True)
+      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature)
+      personal, loss = client.proximal_step(
+        personal, loss_fn, step, quantizer=quantizer, optimizer=optimizer, rates=rates
+      )
+      targets = personal_logits(model, personal, batch)
+      (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch))
+      direction, moments = global_optimizer.update(grads, moments, copy["params"])
+      rate = client.value_at(global_rate, step)
+      copy = {"params": tree.descend(copy["params"], direction, rate), "stats": stats}
+      return (personal, (copy, moments)), loss
+
+    return step_fn
+
+  def personal_logits(model, personal, batch):
+    """Returns pairs (weight, logits) of what w learns from: x, and Q_c(x) where there is one."""
+
+    def logits(params):
+      return model.apply({**personal.variables, "params": params}, batch.x, True)[0]
+
+    params, codebooks = personal.variables["params"], personal.codebooks
+    pairs = [(1.0, logits(params))]
+    if codebooks:
+      quantised = quantizer.project(params, codebooks)
+      pairs.append((quantize.is_active(codebooks), logits(quantised)))
+    return jax.lax.stop_gradient(pairs)
+
+  def global_loss(global_logits, targets, batch):
+    teaching = sum(
+      weight * losses.kl(global_logits, logits, temperature, batch.mask)
+      for weight, logits in targets
+    )
+    own = losses.cross_entropy(global_logits, batch.y, batch.mask)
+    return lambda_p * teaching + global_loss_weight * own
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+
+    def client_fn(model):
+      step_fn = client_step(model)
+
+      def run(key, personal, rows):
+        carry = personal, (state.server, global_optimizer.init(state.server["params"]))
+        (personal, (copy, _)), loss = client.scan_steps(
+          step_fn, carry, key, data, rows, local_steps, batch_size, first_step
+        )
+        return personal, copy, loss
+
+      return run
+
+    fns = tuple(client_fn(model) for model in client_models)
+    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
+    copy = server.average(uploads, cohorts, weigh, state.server)
+    return FedState(copy, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    shared = server.score_global(server_model, state.server, cohorts)
+    return client.scored(client_models, state.clients) | {"global": shared}
+
+  return Algorithm(init, round_fn, personalize)

@@ -1,0 +1,71 @@
+"""Partial participation around any algorithm: a random share of the clients trains each round."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from qupeD_jax import checks, tree
+from qupeD_jax.types import Algorithm, Array, Cohort, FedState
+
+_DRAW = 0x5A3D
+
+
+def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
+  """Lets a share of every cohort take part in a round; the others keep their state to the bit.
+
+  The clients that take part are the round(fraction * K) of K with the smallest random numbers, each
+  a function of the round and the client's id alone, so that order and padding change nothing. Only
+  they are computed.
+
+  Args:
+    algorithm: any.
+    fraction: in (0, 1]; at least one client of each cohort takes part.
+
+  Returns:
+    An Algorithm with the same state.
+
+  Raises:
+    BadInput: fraction is out of range.
+  """
+  checks.fraction("--participation", fraction, closed=True)
+
+  def round_fn(key, state, data, cohorts):
+    # The algorithm gets the round's own key, so that a share of 1 changes nothing.
+    draw_key = jax.random.fold_in(key, _DRAW)
+    slots = tuple(draw_slots(draw_key, cohort, fraction) for cohort in cohorts)
+    chosen = tuple(
+      tree.take(cohort, index)._replace(size=jnp.where(takes_part, cohort.size[index], 0))
+      for cohort, (index, takes_part) in zip(cohorts, slots, strict=True)
+    )
+    before = tuple(tree.take(c, index) for c, (index, _) in zip(state.clients, slots, strict=True))
+    after, info = algorithm.round(key, state._replace(clients=before), data, chosen)
+    clients = tuple(
+      tree.put(all_clients, index, tree.select(takes_part, new, old))
+      for all_clients, (index, takes_part), new, old in zip(
+        state.clients, slots, after.clients, before, strict=True
+      )
+    )
+    return FedState(after.server, clients, after.round), info
+
+  return Algorithm(algorithm.init, round_fn, algorithm.personalize)
+
+
+def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Array]:
+  """Draws the slots of a cohort that take part in a round.
+
+  Args:
+    key: of the round.
+    cohort: K slots, padding among them.
+    fraction: in (0, 1].
+
+  Returns:
+    Slots [k] int32, and [k] bool: False for those beyond the share of the true clients.
+  """
+  count = max(1, math.ceil(fraction * len(cohort.size)))
+  number = lambda client: jax.random.uniform(jax.random.fold_in(key, client))
+  numbers = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
+  true_clients = jnp.sum(cohort.size > 0)
+  share = jnp.maximum(1, jnp.round(fraction * true_clients))
+  slots = jnp.argsort(numbers)[:count]
+  return slots, (jnp.arange(count) < share) & (cohort.size[slots] > 0)

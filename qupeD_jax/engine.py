@@ -1,0 +1,213 @@
+"""Runs algorithms: compiled once, rounds scanned on the device, whole runs side by side by vmap.
+
+`simulate` is the pure core, to be used under jit and vmap at will. `run` drives it from the host in
+chunks, between which it calls back.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qupeD_jax import checks, evaluate
+from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, PyTree
+
+
+class NonFinite(FloatingPointError):
+  """A training loss that is no longer finite; carries where it happened first."""
+
+  def __init__(self, run: int, round_: int, clients: list[int]):
+    self.run, self.round, self.clients = run, round_, clients
+    super().__init__(f"run {run}, round {round_}: the loss of clients {clients} is not finite")
+
+
+class Runs(NamedTuple):
+  """Whole runs that train side by side: every leaf has a leading axis of R runs.
+
+  Runs may differ in their seeds, in their clients' data and bits, and in any hyperparameter.
+  """
+
+  key: Array  # [R] keys
+  cohorts: tuple[Cohort, ...]  # training rows
+  setting: PyTree  # what `build` makes an algorithm of
+
+
+class Report(NamedTuple):
+  """What `run` hands to its callback after each chunk, as numpy arrays."""
+
+  rounds: np.ndarray  # [r] int32, the rounds of this chunk, counted from 1
+  loss: np.ndarray  # [R, r] float32, mean over the clients that took part
+  scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
+
+
+class Result(NamedTuple):
+  """What is left of a finished run."""
+
+  state: FedState  # leaves [R, ...]
+  compile_seconds: float
+  train_seconds: float  # rounds alone: neither compilation nor scoring
+
+
+def simulate(
+  algorithm: Algorithm,
+  key: Array,
+  state: FedState,
+  data: Dataset,
+  cohorts: tuple[Cohort, ...],
+  num_rounds: Array | int,
+  max_rounds: int,
+) -> tuple[FedState, PyTree]:
+  """Runs rounds without leaving the device: a pure function.
+
+  Args:
+    algorithm: what a round is.
+    key: of the whole run; round r draws from `fold_in(key, r)`, wherever a chunk begins.
+    state: to start from; its `round` says where in the run this is.
+    data: training examples.
+    cohorts: clients and their rows.
+    num_rounds: how many rounds, at most `max_rounds`; may be traced.
+    max_rounds: length of what is returned about the rounds.
+
+  Returns:
+    The state after, and the infos of the rounds, leaves [max_rounds, ...], zeros beyond num_rounds.
+  """
+
+  def one_round(state):
+    return algorithm.round(jax.random.fold_in(key, state.round), state, data, cohorts)
+
+  def body(i, carry):
+    state, infos = carry
+    state, info = one_round(state)
+    return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), infos, info)
+
+  _, shapes = jax.eval_shape(one_round, state)
+  infos = jax.tree.map(lambda s: jnp.zeros((max_rounds, *s.shape), s.dtype), shapes)
+  return jax.lax.fori_loop(0, num_rounds, body, (state, infos))
+
+
+def run(
+  build: Callable[[Any], Algorithm],
+  runs: Runs,
+  data: Dataset,
+  *,
+  rounds: int,
+  every: int,
+  scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
+  callback: Callable[[Report], None] = lambda report: None,
+  state: FedState | None = None,
+) -> Result:
+  """Trains R runs side by side, from round 0 or from a given state.
+
+  One program is compiled for all chunks, whatever their length; a chunk transfers nothing between
+  host and device but its result, and reuses the memory of the state it is given.
+
+  Args:
+    build: setting (one of `runs.setting`, traced) -> Algorithm.
+    runs: R runs.
+    data: training examples, shared by the runs.
+    rounds: how many rounds each run has had in the end.
+    every: rounds of a chunk.
+    scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
+    callback: called on the host after each chunk.
+    state: to go on from, leaves [R, ...]; its memory is taken over.
+
+  Returns:
+    The final state and where the time went.
+
+  Raises:
+    NonFinite: a loss was not finite in the chunk just done; everything before was reported.
+    BadInput: rounds or every is not positive.
+  """
+  checks.at_least("--rounds", rounds, 1)
+  checks.at_least("--eval-every", every, 1)
+  data, runs, scored = jax.device_put((data, runs, scored))
+  start = time.perf_counter()
+  if state is None:
+    state = jax.jit(jax.vmap(_initialise(build), (0, None)))(runs, data)
+  train = _compile(jax.vmap(_chunk(build, every), (0, 0, None, None)), runs, state, data, 0)
+  score = None if scored is None else _compile_score(build, runs, state, data, scored)
+  compile_seconds, train_seconds = time.perf_counter() - start, 0.0
+
+  done = int(np.min(state.round))
+  while done < rounds:
+    start = time.perf_counter()
+    length = min(every, rounds - done)
+    state, infos = train(runs, state, data, jnp.int32(length))
+    infos = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :length], infos)  # noqa: B023
+    train_seconds += time.perf_counter() - start
+    numbers = done + 1 + np.arange(length)
+    _require_finite(infos, numbers)
+    scores = {} if score is None else score(runs, state, data, scored)
+    callback(Report(numbers, _mean_loss(infos), by_client(scores, runs.cohorts)))
+    done += length
+  return Result(state, compile_seconds, train_seconds)
+
+
+def _initialise(build):
+  def init(one: Runs, data):
+    return build(one.setting).init(jax.random.fold_in(one.key, 0), data, one.cohorts)
+
+  return init
+
+
+def _chunk(build, max_rounds: int):
+  def chunk(one: Runs, state, data, num_rounds):
+    key = jax.random.fold_in(one.key, 1)
+    algorithm = build(one.setting)
+    return simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
+
+  return chunk
+
+
+def _compile(fn, runs, state, data, length):
+  """Compiles ahead of time: a call that would need a second compilation is an error."""
+  return jax.jit(fn, donate_argnums=1).lower(runs, state, data, jnp.int32(length)).compile()
+
+
+def _compile_score(build, runs, state, data, scored):
+  def score(one: Runs, state, data, scored_data, scored_cohorts):
+    key = jax.random.fold_in(one.key, 2)
+    return evaluate.accuracies(
+      build(one.setting), key, state, data, one.cohorts, scored_data, scored_cohorts
+    )
+
+  over_runs = jax.vmap(score, (0, 0, None, None, 0))
+  return (
+    jax.jit(lambda runs, state, data, scored: over_runs(runs, state, data, *scored))
+    .lower(runs, state, data, scored)
+    .compile()
+  )
+
+
+def _require_finite(infos, rounds: np.ndarray) -> None:
+  """Raises NonFinite for the first round in which a loss is not finite."""
+  first = None
+  for info in infos:
+    bad = ~np.isfinite(info.loss) & (info.size > 0)  # [R, r, k]
+    for run_, round_, _ in np.argwhere(bad)[:1]:
+      if first is None or rounds[round_] < first.round:
+        clients = sorted(int(c) for c in info.client[run_, round_][bad[run_, round_]])
+        first = NonFinite(int(run_), int(rounds[round_]), clients)
+  if first is not None:
+    raise first
+
+
+def _mean_loss(infos) -> np.ndarray:
+  """Averages over the clients that took part, all cohorts together: [R, r]."""
+  total = sum(np.sum(info.loss * (info.size > 0), axis=-1) for info in infos)
+  return total / np.maximum(sum(np.sum(info.size > 0, axis=-1) for info in infos), 1)
+
+
+def by_client(
+  per_cohort: dict[str, tuple[Array, ...]], cohorts: tuple[Cohort, ...]
+) -> dict[str, np.ndarray]:
+  """Puts per-cohort results [R, K] into the order of client ids, padding dropped: [R, clients]."""
+  client = np.concatenate([np.asarray(cohort.client)[0] for cohort in cohorts])
+  order = np.argsort(client, kind="stable")[np.sum(client < 0) :]
+  return {
+    name: np.concatenate([np.asarray(part) for part in parts], axis=1)[:, order]
+    for name, parts in per_cohort.items()
+  }

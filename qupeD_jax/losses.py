@@ -1,0 +1,67 @@
+"""Losses of one batch, in which masked-out examples count for nothing."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from qupeD_jax.types import Array
+
+
+def _masked_mean(values: Array, mask: Array) -> Array:
+  return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def cross_entropy(logits: Array, labels: Array, mask: Array) -> Array:
+  """Averages the cross-entropy over the examples that count.
+
+  Args:
+    logits: [B, classes] float32.
+    labels: [B] int32, in [0, classes).
+    mask: [B] float32, 1 for an example that counts and 0 for padding.
+
+  Returns:
+    [] float32; 0 if nothing counts.
+  """
+  chex.assert_rank([logits, labels, mask], [2, 1, 1])
+  return _masked_mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels), mask)
+
+
+def kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array) -> Array:
+  """Averages T^2 KL(softmax(p/T) || softmax(q/T)): summed over classes, meaned over examples.
+
+  The factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015). Gradients flow to
+  both sides: the caller stops the one that is its target.
+
+  Args:
+    p_logits: [B, classes] float32, the distribution the expectation is taken under.
+    q_logits: [B, classes] float32.
+    temperature: above 0.
+    mask: [B] float32, 1 for an example that counts.
+
+  Returns:
+    [] float32, at least 0 up to rounding.
+  """
+  chex.assert_equal_shape([p_logits, q_logits])
+  chex.assert_rank([p_logits, mask], [2, 1])
+  log_p = jax.nn.log_softmax(p_logits / temperature)
+  log_q = jax.nn.log_softmax(q_logits / temperature)
+  return temperature**2 * _masked_mean(
+    optax.losses.kl_divergence_with_log_targets(log_q, log_p), mask
+  )
+
+
+def distillation(
+  student_logits: Array, teacher_logits: Array, temperature: Array | float, mask: Array
+) -> Array:
+  """Pulls a student's outputs toward a teacher's: `kl(teacher || student)`, teacher stopped.
+
+  This is KD_i of QuPeD (Ozkara et al., 2021) as a personal model sees it. Shapes as in `kl`.
+  """
+  return kl(jax.lax.stop_gradient(teacher_logits), student_logits, temperature, mask)
+
+
+def accuracy(logits: Array, labels: Array, mask: Array) -> Array:
+  """Returns the share of counted examples whose largest logit is their label, [] float32."""
+  chex.assert_rank([logits, labels, mask], [2, 1, 1])
+  return _masked_mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32), mask)

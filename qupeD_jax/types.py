@@ -1,0 +1,91 @@
+"""The types everything else is written in: plain NamedTuples of arrays and pure functions.
+
+Dimensions, here and in every docstring: M examples of a data set, K clients of a cohort, N rows of
+a client (padded), B examples of a batch, H W C an image, m centers of a codebook.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+FULL_PRECISION = 32  # the `bits` of a client without codebooks
+
+
+class Model(NamedTuple):
+  """A network as two pure functions.
+
+  `variables` is {"params": ..., "stats": ...}: what is trained, and running statistics that a
+  forward pass in training mode renews (empty where a network has none).
+  """
+
+  init: Callable  # key -> variables
+  apply: Callable  # (variables, x [B, H, W, C], train: bool) -> (logits [B, classes], stats)
+
+
+class Dataset(NamedTuple):
+  """Examples, stored once, on the device, as they came."""
+
+  x: Array  # [M, H, W, C] uint8
+  y: Array  # [M] int32
+  client: Array | None = None  # [M] int32, natural client of each example, where there is one
+
+
+class Cohort(NamedTuple):
+  """Clients that share an architecture: the unit that is vmapped.
+
+  A slot whose size is 0 is padding: it trains on nothing and weighs nothing.
+  """
+
+  index: Array  # [K, N] int32, rows of a Dataset; padded
+  size: Array  # [K] int32, true rows of each client
+  client: Array  # [K] int32, global client ids: seeds and reports follow the client, not its slot
+  bits: Array  # [K] int32, precision of each client: 1..8, or 32 for full precision
+
+
+class FedState(NamedTuple):
+  """All that a federation carries from one round to the next."""
+
+  server: PyTree  # no client axis
+  clients: tuple[PyTree, ...]  # one per cohort, every leaf [K, ...]
+  round: Array  # [] int32, rounds done: schedules and keys follow it
+
+
+class Scored(NamedTuple):
+  """Models to be scored on the clients of one cohort."""
+
+  model: Model
+  variables: PyTree  # leaves [K, ...] if stacked, else one model that all clients share
+  stacked: bool
+
+
+class Algorithm(NamedTuple):
+  """A federated algorithm as three pure functions."""
+
+  init: Callable  # (key, data, cohorts) -> FedState
+  round: Callable  # (key, state, data, cohorts) -> (FedState, tuple[Info, ...])
+  personalize: Callable  # (key, state, data, cohorts) -> {"personal": tuple[Scored, ...], ...}
+
+
+class Info(NamedTuple):
+  """What one cohort reports of one round; only clients that took part are in it."""
+
+  client: Array  # [k] int32
+  size: Array  # [k] int32
+  loss: Array  # [k] float32, mean over the local steps
+
+
+class Quantizer(NamedTuple):
+  """What optax.GradientTransformation is to updates, this is to a model's precision.
+
+  `codebooks` maps the path of every quantised tensor ("dense_1/kernel") to its centers, [m_max]
+  float32, sorted; slots that a client does not use hold +inf. No finite center: full precision.
+  """
+
+  init: Callable  # (params, bits) -> codebooks
+  project: Callable  # (params, codebooks) -> params that the network computes with: Q or soft Q
+  prox: Callable  # (params, codebooks, t) -> params
+  update: Callable  # (codebooks, params, grads at the projected params, rate, t) -> codebooks
