@@ -1,0 +1,158 @@
+"""One client's batches and proximal steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qupeD_jax import client, prox, quantize
+from qupeD_jax.checks import BadInput
+
+KEY = jax.random.key(3)
+
+
+def draw(size, num_steps, batch_size, slots=20):
+  index = jnp.arange(100, 100 + slots)
+  rows, mask = client.draw_rows(KEY, index, jnp.int32(size), num_steps, batch_size)
+  return np.asarray(rows), np.asarray(mask)
+
+
+def test_batches_pass_over_the_rows_without_replacement():
+  rows, mask = draw(size=12, num_steps=6, batch_size=4)
+  assert rows.shape == mask.shape == (6, 4)
+  assert np.all(mask == 1)
+  for first in (0, 3):
+    assert sorted(rows[first : first + 3].ravel()) == list(range(100, 112))
+
+
+def test_rows_within_a_batch_are_distinct_when_an_epoch_ends_inside_it():
+  rows, _ = draw(size=7, num_steps=9, batch_size=5)
+  assert all(len(set(batch)) == 5 for batch in rows.tolist())
+
+
+def test_a_client_smaller_than_a_batch_sees_each_of_its_rows_once():
+  rows, mask = draw(size=3, num_steps=4, batch_size=5)
+  np.testing.assert_array_equal(mask, np.tile([1, 1, 1, 0, 0], (4, 1)))
+  for batch in rows:
+    assert sorted(batch[:3]) == [100, 101, 102]
+
+
+def test_padding_does_not_change_the_batches():
+  for slots in (12, 13, 40, 1000):
+    np.testing.assert_array_equal(draw(12, 5, 4, slots)[0], draw(12, 5, 4, 12)[0])
+
+
+def test_padding_clients_have_empty_batches():
+  assert draw(size=0, num_steps=2, batch_size=4)[1].sum() == 0
+
+
+def quadratic(seed=0, rows=12, columns=6):
+  """f(x) = ||A x - b||^2 / (2 rows), its smoothness L, and where to start."""
+  rng = np.random.default_rng(seed)
+  a = rng.normal(size=(rows, columns)).astype(np.float32)
+  b = rng.normal(size=rows).astype(np.float32)
+  smoothness = float(np.linalg.eigvalsh(a.T @ a / rows).max())
+  value = lambda x: jnp.sum((a @ x - b) ** 2) / (2 * rows)
+  return value, smoothness, jnp.asarray(rng.normal(size=columns).astype(np.float32))
+
+
+def personal(x, quantizer, bits=1):
+  variables = {"params": {"dense_1": {"kernel": x}}, "stats": {}}
+  return client.init_personal(variables, jnp.int32(bits), quantizer, optax.identity())
+
+
+def on_kernel(value):
+  return lambda variables: (value(variables["params"]["dense_1"]["kernel"]), {})
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_algorithm_1_descends_and_becomes_stationary(norm):
+  """On a full-batch quadratic with steps 1/L the objective never rises and G^2 averages to 0."""
+  value, smoothness, x = quadratic()
+  sharpness, pull = 2.0, 0.05
+  quantizer = quantize.learned_codebook(max_bits=1, norm=norm, sharpness=sharpness)
+
+  def objective(x, c):
+    soft = quantize.soft_quantize(x, c, sharpness)
+    return value(x) + value(soft) + pull * prox.regularizer(x, c, norm)
+
+  # Soft Q is Lipschitz with constant max(1, gap P / 4) <= 2 here and bends by at most gap P^2 / 10,
+  # so 12 L bounds the curvature of f(x) + f(Q(x)) in x; in c, where every entry moves a center, six
+  # times that.
+  rates = client.Rates(1 / (12 * smoothness), 1 / (72 * smoothness), pull)
+
+  @jax.jit
+  def step(state):
+    new, _ = client.proximal_step(
+      state,
+      on_kernel(value),
+      jnp.int32(0),
+      quantizer=quantizer,
+      optimizer=optax.identity(),
+      rates=rates,
+    )
+    old_x, new_x = (s.variables["params"]["dense_1"]["kernel"] for s in (state, new))
+    old_c, new_c = (s.codebooks["dense_1/kernel"] for s in (state, new))
+    mapping = jnp.sum(((new_x - old_x) / rates.weights) ** 2)
+    mapping += jnp.sum(((new_c - old_c) / rates.centers) ** 2)
+    return new, objective(new_x, new_c), mapping
+
+  state = personal(x, quantizer)
+  values, mappings = [], []
+  for _ in range(400):
+    state, current, mapping = step(state)
+    values.append(float(current))
+    mappings.append(float(mapping))
+  assert np.all(np.diff(values) <= 1e-6)
+  assert values[-1] < 0.9 * values[0]
+  averages = np.cumsum(mappings) / np.arange(1, 401)
+  # O(1/T): T times the running average stays bounded, here by twice its value after 100 steps.
+  assert averages[399] * 400 <= 2 * averages[99] * 100
+
+
+def test_full_precision_is_plain_gradient_descent():
+  value, _, x = quadratic()
+  for quantizer in (quantize.none(), quantize.learned_codebook(max_bits=1)):
+    state, _ = client.proximal_step(
+      personal(x, quantizer, bits=32),
+      on_kernel(value),
+      jnp.int32(0),
+      quantizer=quantizer,
+      optimizer=optax.identity(),
+      rates=client.Rates(0.1, 0.1, 1.0),
+    )
+    expected = x - 0.1 * jax.grad(value)(x)
+    np.testing.assert_allclose(state.variables["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
+
+
+def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
+  value, _, x = quadratic()
+  quantizer = quantize.learned_codebook(max_bits=1)
+  start = personal(x, quantizer)
+  frozen = quantizer._replace(update=lambda codebooks, *_: codebooks)
+  state, _ = client.proximal_step(
+    start,
+    on_kernel(value),
+    jnp.int32(0),
+    quantizer=frozen,
+    optimizer=optax.identity(),
+    rates=client.Rates(0.1, 0.1, np.inf),
+  )
+  after = np.asarray(state.variables["params"]["dense_1"]["kernel"])
+  assert set(after.tolist()) <= set(np.asarray(start.codebooks["dense_1/kernel"]).tolist())
+
+
+def test_schedules_are_read_at_the_step():
+  schedule = optax.linear_schedule(1.0, 0.0, 10)
+  assert client.value_at(schedule, jnp.int32(5)) == 0.5
+  assert client.value_at(0.3, jnp.int32(5)) == 0.3
+
+
+def test_bad_rates_are_refused():
+  with pytest.raises(BadInput, match="--local-steps 0: allowed is a whole number of at least 1"):
+    client.check(0, 10)
+  with pytest.raises(BadInput, match="--weights-rate -0.1: allowed is a finite number above 0"):
+    client.check(1, 10, client.Rates(weights=-0.1))
+  with pytest.raises(BadInput, match="--centers-rate nan"):
+    client.check(1, 10, client.Rates(centers=float("nan")))

@@ -1,0 +1,209 @@
+"""Quantisation of one tensor and of a whole model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from jax.test_util import check_grads
+
+from qupeD_jax import codebook, quantize
+from qupeD_jax.checks import BadInput
+
+finite = st.floats(-4, 4, width=32, allow_subnormal=False)
+tensors = hnp.arrays(np.float32, st.integers(1, 12), elements=finite)
+codebooks = st.lists(finite, min_size=1, max_size=8).map(sorted)
+
+
+def pad(centers, slots=8):
+  return np.array([*centers, *[np.inf] * (slots - len(centers))], np.float32)
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@given(tensors, codebooks)
+def test_hard_quantize_takes_a_nearest_center(x, centers):
+  q = np.asarray(quantize.hard_quantize(x, pad(centers)))
+  distances = np.abs(x[:, None] - np.asarray(centers, np.float32))
+  np.testing.assert_allclose(np.abs(x - q), distances.min(axis=1), rtol=1e-5, atol=1e-6)
+  assert set(q.tolist()) <= set(np.asarray(centers, np.float32).tolist())
+
+
+@pytest.mark.parametrize("num_centers", [2, 4, 16, 17, 256])
+def test_assign_is_the_same_for_few_and_many_centers(num_centers):
+  x = normal(0, 300)
+  centers = np.sort(normal(1, num_centers))
+  expected = np.argmin(np.abs(x[:, None] - centers), axis=1)
+  np.testing.assert_array_equal(codebook.assign(x, centers), expected)
+  np.testing.assert_array_equal(jax.jit(codebook.assign)(x, centers), expected)
+
+
+def test_a_tie_goes_to_the_lower_center():
+  centers = np.array([-1.0, 1.0], np.float32)
+  assert quantize.hard_quantize(np.zeros(1, np.float32), centers) == -1.0
+
+
+@pytest.mark.parametrize("num_centers", [2, 16, 17, 256])
+def test_both_forms_of_the_sums_per_center_equal_bincount(num_centers):
+  index = np.random.default_rng(0).integers(0, num_centers, 500).astype(np.int32)
+  values = normal(1, 500)
+  expected = np.bincount(index, values, num_centers)
+  for form in (codebook._sums_by_scatter, codebook._sums_by_product):
+    actual = jax.jit(form, static_argnames="num_centers")(values, index, num_centers=num_centers)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    codebook.sums_per_center(values, index, num_centers), expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_gradients_of_hard_quantize():
+  x, centers, g = normal(0, 40), pad([-1.0, 0.2, 1.5]), normal(1, 40)
+  _, pullback = jax.vjp(quantize.hard_quantize, x, centers)
+  in_x, in_centers = pullback(g)
+  np.testing.assert_array_equal(in_x, np.zeros(40))
+  owner = np.argmin(np.abs(x[:, None] - centers[:3]), axis=1)
+  expected = [g[owner == j].sum() for j in range(3)] + [0.0] * 5
+  np.testing.assert_allclose(in_centers, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 4.0])
+def test_gradients_of_soft_quantize_equal_numerical_ones(sharpness):
+  x = normal(0, 10)
+  for centers in (np.sort(normal(1, 4)), np.sort(normal(2, 2))):
+    fn = lambda x, c: quantize.soft_quantize(x, c, sharpness)
+    check_grads(fn, (x, centers), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_unused_slots_do_not_disturb_soft_quantize():
+  x, centers = normal(0, 10), np.sort(normal(1, 3))
+  fn = lambda x, c: quantize.soft_quantize(x, c, 3.0)
+  np.testing.assert_allclose(fn(x, pad(centers)), fn(x, centers), rtol=1e-6)
+  padded = jax.grad(lambda x, c: fn(x, c).sum(), (0, 1))(x, pad(centers))
+  plain = jax.grad(lambda x, c: fn(x, c).sum(), (0, 1))(x, centers)
+  np.testing.assert_allclose(padded[0], plain[0], rtol=1e-5)
+  np.testing.assert_allclose(padded[1], [*plain[1], *[0.0] * 5], rtol=1e-5, atol=1e-6)
+
+
+def test_soft_quantize_tends_to_hard_quantize():
+  centers = np.sort(normal(1, 4))
+  x = normal(0, 200)
+  borders = np.asarray(codebook.midpoints(centers))
+  x = x[np.min(np.abs(x[:, None] - borders), axis=1) > 0.02]
+  g = normal(2, len(x))
+  soft, soft_pull = jax.vjp(lambda x, c: quantize.soft_quantize(x, c, 2e3), x, centers)
+  hard, hard_pull = jax.vjp(quantize.hard_quantize, x, centers)
+  np.testing.assert_allclose(soft, hard, atol=1e-5)
+  for soft_g, hard_g in zip(soft_pull(g), hard_pull(g), strict=True):
+    np.testing.assert_allclose(soft_g, hard_g, atol=1e-4)
+
+
+@given(tensors, st.sampled_from([2, 4, 8]))
+def test_init_centers_with_a_traced_number(x, num_centers):
+  plain = np.asarray(quantize.init_centers(x, num_centers))
+  traced = jax.jit(quantize.init_centers, static_argnums=2)(x, num_centers, 8)
+  np.testing.assert_allclose(np.asarray(traced)[:num_centers], plain, rtol=1e-5, atol=1e-6)
+  assert np.all(np.isinf(np.asarray(traced)[num_centers:]))
+  assert np.all(np.diff(plain) >= 0)
+
+
+def test_two_centers_are_the_means_of_both_signs():
+  x = np.array([-3.0, -1.0, 0.0, 5.0], np.float32)
+  np.testing.assert_allclose(quantize.init_centers(x, 2), [-2.0, 2.5])
+  one_sided = np.asarray(quantize.init_centers(np.array([1.0, 3.0], np.float32), 2))
+  np.testing.assert_allclose(one_sided, [1.0, 2.0])
+
+
+def test_quantile_centers_share_the_entries_out():
+  x = normal(0, 4000) ** 3
+  centers = quantize.quantile_centers(x, 8)
+  counts = np.bincount(np.searchsorted(np.quantile(x, np.arange(1, 8) / 8), np.sort(x)))
+  np.testing.assert_allclose(counts, 500, atol=2)
+  expected = np.quantile(x, (np.arange(8) + 0.5) / 8)
+  np.testing.assert_allclose(centers, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- whole models
+
+PARAMS = {
+  "stem": {"kernel": normal(0, 3, 5), "bias": normal(1, 5)},
+  "dense_1": {"kernel": normal(2, 5, 5), "bias": normal(3, 5)},
+  "norm_1": {"scale": normal(4, 5)},
+  "head": {"kernel": normal(5, 5, 2), "bias": normal(6, 2)},
+}
+
+
+def test_only_inner_kernels_are_quantised():
+  flat = quantize.flatten(PARAMS)
+  assert [path for path in flat if quantize.is_quantised(path)] == ["dense_1/kernel"]
+
+
+def test_learned_codebook_with_mixed_bits():
+  quantizer = quantize.learned_codebook(max_bits=3)
+  books = jax.vmap(lambda bits: quantizer.init(PARAMS, bits))(np.array([1, 2, 3, 32]))
+  centers = np.asarray(books["dense_1/kernel"])
+  assert centers.shape == (4, 8)
+  np.testing.assert_array_equal(np.isfinite(centers).sum(axis=1), [2, 4, 8, 0])
+  active = jax.vmap(quantize.is_active)(books)
+  np.testing.assert_array_equal(active, [1, 1, 1, 0])
+  projected = jax.vmap(lambda c: quantizer.project(PARAMS, c))(books)
+  kernels = np.asarray(projected["dense_1"]["kernel"])
+  for kernel, used in zip(kernels[:3], centers, strict=False):
+    assert set(kernel.ravel().tolist()) <= set(used[np.isfinite(used)].tolist())
+  np.testing.assert_array_equal(kernels[3], PARAMS["dense_1"]["kernel"])
+  np.testing.assert_array_equal(projected["stem"]["kernel"][0], PARAMS["stem"]["kernel"])
+
+
+@pytest.mark.parametrize("sharpness", [None, 5.0])
+def test_full_precision_passes_through_prox_and_update(sharpness):
+  quantizer = quantize.learned_codebook(max_bits=2, sharpness=sharpness)
+  books = quantizer.init(PARAMS, jnp.int32(32))
+  moved = quantizer.prox(PARAMS, books, 0.1)
+  jax.tree.map(np.testing.assert_array_equal, moved, PARAMS)
+  after = quantizer.update(books, PARAMS, PARAMS, 0.1, 0.1)
+  np.testing.assert_array_equal(after["dense_1/kernel"], np.full(4, np.inf))
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_update_is_a_gradient_step_followed_by_the_proximal_map(clip):
+  quantizer = quantize.learned_codebook(max_bits=1, clip=clip)
+  x, g = PARAMS["dense_1"]["kernel"], normal(9, 5, 5)
+  books = {"dense_1/kernel": jnp.array([-0.7, 0.8])}
+  grads = {"dense_1": {"kernel": g}}
+  after = quantizer.update(books, PARAMS, grads, 0.1, 0.01)["dense_1/kernel"]
+  low = x <= 0.05
+  slope = np.array([g[low].sum(), g[~low].sum()])
+  slope = slope if clip is None else np.clip(slope, -clip, clip)
+  sides = [np.sign(x[low] + 0.7).sum(), np.sign(x[~low] - 0.8).sum()]
+  expected = np.array([-0.7, 0.8]) - 0.1 * slope + 0.01 * np.array(sides)
+  np.testing.assert_allclose(after, np.sort(expected), rtol=1e-5, atol=1e-6)
+
+
+@given(hnp.arrays(np.float32, (6,), elements=finite), codebooks)
+def test_follow_keeps_every_entry_with_its_center(x, centers):
+  assume(len(set(centers)) == len(centers))
+  before = {"a/kernel": pad(centers)}
+  after = {"a/kernel": pad(np.asarray(centers) * 2 + 1)}
+  hard = quantize.harden({"a": {"kernel": x}}, before)
+  owner = np.asarray(codebook.assign(x, before["a/kernel"]))
+  moved = quantize.follow(hard, before, after)["a/kernel"]
+  np.testing.assert_array_equal(moved, after["a/kernel"][owner])
+
+
+def test_none_does_nothing():
+  quantizer = quantize.none()
+  assert quantizer.init(PARAMS, 32) == {}
+  assert quantizer.project(PARAMS, {}) is PARAMS
+  assert quantizer.prox(PARAMS, {}, 0.1) is PARAMS
+  assert quantizer.update({}, PARAMS, PARAMS, 0.1, 0.1) == {}
+  jax.tree.map(np.testing.assert_array_equal, quantize.harden(PARAMS, {}), PARAMS)
+
+
+def test_bad_options_are_refused():
+  with pytest.raises(BadInput, match="max_bits 9: allowed is 1 to 8"):
+    quantize.learned_codebook(max_bits=9)
+  with pytest.raises(BadInput, match="sharpness 0: allowed is a finite number above 0"):
+    quantize.learned_codebook(sharpness=0)
