@@ -36,8 +36,9 @@ class Runs(NamedTuple):
 
 
 class Report(NamedTuple):
-  """What `run` hands to its callback after each chunk, as numpy arrays."""
+  """What `run` hands to its callback after each chunk."""
 
+  state: FedState  # leaves [R, ...]; to be read during the callback only
   rounds: np.ndarray  # [r] int32, the rounds of this chunk, counted from 1
   loss: np.ndarray  # [R, r] float32, mean over the clients that took part
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
@@ -140,10 +141,26 @@ def run(
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
     _require_finite(infos, numbers)
-    scores = {} if score is None else score(runs, state, data, scored)
-    callback(Report(numbers, _mean_loss(infos), by_client(scores, runs.cohorts)))
+    scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
+    callback(Report(state, numbers, _mean_loss(infos), scores))
     done += length
   return Result(state, compile_seconds, train_seconds)
+
+
+def score(
+  build: Callable[[Any], Algorithm],
+  runs: Runs,
+  state: FedState,
+  data: Dataset,
+  scored: tuple[Dataset, tuple[Cohort, ...]],
+) -> dict[str, np.ndarray]:
+  """Scores what R runs have to show on given rows, such as the test rows at the end.
+
+  Args and the form of what is returned as in `run` and `Report`: name -> [R, clients] float32.
+  """
+  data, runs, scored = jax.device_put((data, runs, scored))
+  scores = _compile_score(build, runs, state, data, scored)(runs, state, data, scored)
+  return by_client(scores, runs.cohorts)
 
 
 def _initialise(build):

@@ -236,12 +236,17 @@ def follow(params: PyTree, before: dict[str, Array], after: dict[str, Array]) ->
     before, after: centers by path, [m].
 
   Returns:
-    The moved tensors by path; one without a finite center stays as it is.
+    The moved tensors by path; meaningless where a codebook has no finite center.
   """
   flat = flatten(params)
+  return {path: after[path][codebook.assign(flat[path], c)] for path, c in before.items()}
 
-  def moved(path, centers):
-    values = after[path][codebook.assign(flat[path], centers)]
-    return jnp.where(codebook.is_used(centers), values, flat[path])
 
-  return {path: moved(path, centers) for path, centers in before.items()}
+def freeze(params: PyTree, frozen: dict[str, Array], codebooks: dict[str, Array]) -> PyTree:
+  """Returns the parameters with the `frozen` tensors, by path, where a codebook is in use."""
+  flat = flatten(params)
+  kept = {
+    path: jnp.where(codebook.is_used(codebooks[path]), tensor, flat[path])
+    for path, tensor in frozen.items()
+  }
+  return replace(params, kept)

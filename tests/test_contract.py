@@ -222,9 +222,8 @@ def test_what_is_scored(name):
     assert len(models) == 2
     for scored in models:
       x = DATA.x[:4]
-      leading = jax.tree.leaves(scored.variables)[0].shape[0]
       if scored.stacked:
-        logits = jax.vmap(lambda v, s=scored: s.model.apply(v, x, False)[0])(scored.variables)
-        assert logits.shape == (leading, 4, toy.CLASSES) == (4, 4, toy.CLASSES)
+        logits, _ = jax.vmap(scored.model.apply, (0, None, None))(scored.variables, x, False)
+        assert logits.shape == (4, 4, toy.CLASSES)
       else:
         assert scored.model.apply(scored.variables, x, False)[0].shape == (4, toy.CLASSES)

@@ -94,7 +94,7 @@ def test_local_training_goes_on_from_a_given_model():
       chex.assert_trees_all_equal(jax.tree.map(lambda a, k=k: a[k], personal.variables), variables)
 
 
-def test_fine_tuning_moves_only_exempt_parameters_and_centers():
+def test_fine_tuning_moves_only_centers_and_what_is_not_quantised():
   trained = train(make_quped(), cohorts())
   phase = finetune(
     MODELS, QUANTIZER, trained, server_model=SERVER, lambda_p=0.3, centers_rate=0.01, **STEPS
@@ -105,7 +105,7 @@ def test_fine_tuning_moves_only_exempt_parameters_and_centers():
       x, y = (np.asarray(c.variables["params"]["dense_1"]["kernel"][k]) for c in (before, after))
       old, new = (np.asarray(c.codebooks["dense_1/kernel"][k]) for c in (before, after))
       if group.bits[k] == 32:
-        np.testing.assert_array_equal(x, y)
+        assert np.all(np.any(x != y, axis=1))
         continue
       assert np.any(old != new)
       codes = np.argmin(np.abs(x[..., None] - old[np.isfinite(old)]), axis=-1)

@@ -2,7 +2,7 @@
 
 The last phase of QuPeD (Ozkara et al., NeurIPS 2021) and of local Algorithm 1. Every entry stays
 with its center, and a center's move takes its entries along: the model keeps the form it is shipped
-in. At 32 bits the same tensors stand still, so that clients of every precision get one phase.
+in. A client at 32 bits has nothing to freeze and goes on training all its parameters.
 """
 
 from collections.abc import Callable
@@ -54,14 +54,14 @@ def finetune(
   checks.fraction("--lambda-p", lambda_p, closed=False)
   checks.positive("--temperature", temperature)
 
-  def freeze(personal):
+  def harden(personal):
     variables, codebooks, _ = personal
     params = quantize.harden(variables["params"], codebooks)
     return client.Personal({**variables, "params": params}, codebooks, optimizer.init(params))
 
   def init(key, data, cohorts):
     del key, data, cohorts
-    clients = tuple(jax.vmap(freeze)(personal) for personal in trained.clients)
+    clients = tuple(jax.vmap(harden)(personal) for personal in trained.clients)
     return FedState(trained.server, clients, jnp.int32(0))
 
   def train_exempt(personal, loss_fn, step):
@@ -72,7 +72,8 @@ def finetune(
     direction, moments = optimizer.update(grads, moments, params)
     moved = tree.descend(params, direction, client.value_at(rate, step))
     centers = quantizer.update(codebooks, params, grads, client.value_at(centers_rate, step), 0.0)
-    params = quantize.replace(moved, quantize.follow(params, codebooks, centers))
+    frozen = quantize.follow(params, codebooks, centers)
+    params = quantize.freeze(moved, frozen, codebooks)
     return client.Personal({"params": params, "stats": stats}, centers, moments), value
 
   def client_fn(model, state, data):

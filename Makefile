@@ -1,0 +1,54 @@
+# make experiment NAME=quickstart [ARGS="--rounds 20 --seed 3"]    run an experiment
+# make experiments                                                 list them
+# make test                                                        run all tests
+# make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
+# make setup ACCELERATOR=cuda13                                    install jax for cpu, cuda12, cuda13 or tpu
+
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+BIN := .venv/bin
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup experiment experiments test lint data
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv: .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+setup: .venv
+	@case "$(ACCELERATOR)" in \
+	  cpu) ;; \
+	  cuda12|cuda13|tpu) $(BIN)/pip install --quiet --disable-pip-version-check \
+	    "jax[$(ACCELERATOR)]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" ;; \
+	  *) echo "error: ACCELERATOR=$(ACCELERATOR): allowed is cpu, cuda12, cuda13 or tpu" >&2; exit 2 ;; \
+	esac
+	@$(BIN)/python -c 'import jax; print("jax", jax.__version__, "on", jax.devices())'
+
+experiment: .venv
+	@$(BIN)/python -m experiments $(or $(NAME),$(error NAME is missing; make experiments lists the names)) $(ARGS)
+
+experiments: .venv
+	@$(BIN)/python -m experiments
+
+test: .venv
+	$(BIN)/python -m pytest
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# TensorFlow is needed to prepare images, not to read them: it gets an environment of its own.
+data: .venv
+	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
+	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip install \
+	  --quiet --disable-pip-version-check -r requirements.txt tensorflow-cpu || { rm -rf .venv-data; exit 1; }; }
+	@.venv-data/bin/python -m qupeD_jax.data.prepare $(NAME) $(ARGS)

@@ -1,0 +1,1 @@
+"""What the federated experiments share: their options, their data, and how methods are run."""

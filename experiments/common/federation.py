@@ -1,0 +1,119 @@
+"""From options to a federation: data loaded, dealt to clients, laid out in cohorts, all seeds."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common.options import Options
+from qupeD_jax import checks, models
+from qupeD_jax.data import cohort, partition, sources, splits
+from qupeD_jax.types import Cohort, Dataset, Model
+
+
+class Federation(NamedTuple):
+  """Data and clients of an experiment; cohorts have a leading axis of R seeds.
+
+  Clients are in groups by architecture; `server_groups` is the same clients as one group, for
+  methods in which all of them train the server's architecture.
+  """
+
+  train: Dataset
+  test: Dataset
+  splits: tuple[splits.Split, ...]  # one per seed
+  groups: tuple[np.ndarray, ...]  # client ids of each architecture
+  models: tuple[Model, ...]  # one per group; the first is the server's
+  image_shape: tuple[int, ...]
+  num_classes: int
+
+  @property
+  def num_clients(self) -> int:
+    return sum(map(len, self.groups))
+
+
+def load(options: Options) -> Federation:
+  """Loads the data and deals it to the clients, for every seed.
+
+  Raises:
+    BadInput: the data cannot be had, or the options do not fit it.
+  """
+  train, test = sources.load(options.data, options.data_dir)
+  num_classes = sources.num_classes(train, test)
+  parts = tuple(_split(options, train, test, seed) for seed in seeds(options))
+  num_clients = len(parts[0].train.offsets) - 1
+  groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
+  mean, std = sources.statistics(train)
+  image_shape = train.x.shape[1:]
+  networks = tuple(
+    models.make(name, num_classes, image_shape, mean=mean, std=std, dtype=options.dtype)
+    for name in options.models
+  )
+  federation = Federation(train, test, parts, groups, networks, image_shape, num_classes)
+  _check_batches(options, training(federation, np.full(num_clients, 32), groups))
+  return federation
+
+
+def seeds(options: Options) -> range:
+  """Returns the seeds of an experiment."""
+  return range(options.seed, options.seed + options.seeds)
+
+
+def training(federation: Federation, bits: np.ndarray, groups) -> tuple[Cohort, ...]:
+  """Lays out the training rows: cohorts [R, K, ...] of the given groups and precisions."""
+  return _stacked(federation, "train", bits, groups)
+
+
+def validation(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Returns the data set and cohorts to validate on."""
+  bits = np.full(federation.num_clients, 32)
+  return federation.train, _stacked(federation, "validation", bits, groups)
+
+
+def testing(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Returns the data set and cohorts to test on."""
+  bits = np.full(federation.num_clients, 32)
+  return federation.test, _stacked(federation, "test", bits, groups)
+
+
+def server_groups(federation: Federation) -> tuple[np.ndarray, ...]:
+  """Returns all clients as one group."""
+  return (np.arange(federation.num_clients),)
+
+
+def _split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.Split:
+  clients, labels = options.clients, train.y
+  match options.partition:
+    case "by_class":
+      owner = partition.by_class(labels, clients, options.classes_per_client, seed)
+      test_rows = splits.own_classes
+    case "dirichlet":
+      owner = partition.dirichlet(labels, clients, options.alpha, seed)
+      test_rows = splits.own_proportions
+    case "iid":
+      owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
+    case "natural":
+      owner, test_rows = partition.natural(train.client, clients), splits.own_rows
+  return splits.split(
+    train,
+    test,
+    owner,
+    test_rows,
+    validation=options.validation,
+    max_test_rows=options.max_test_rows,
+    seed=seed,
+  )
+
+
+def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, ...]:
+  runs = [cohort.cohorts(getattr(split, part), groups, bits) for split in federation.splits]
+  return cohort.stack(runs)
+
+
+def _check_batches(options: Options, cohorts: tuple[Cohort, ...]) -> None:
+  client, size = cohort.smallest(cohorts)
+  checks.require(
+    options.partial_batches or options.batch_size <= size,
+    "--batch-size",
+    options.batch_size,
+    f"at most {size}, the training rows of client {client}; with --partial-batches such a client "
+    "trains on all of its rows in each step instead",
+  )

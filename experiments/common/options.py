@@ -1,0 +1,117 @@
+"""The options of a federated experiment, and what is allowed."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from qupeD_jax import checks, models
+
+Bits = Annotated[tuple[int, ...], tyro.conf.arg(metavar="BITS")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options of a federated experiment."""
+
+  data: str = "digits"
+  """Data set: digits, mnist, fashion_mnist, cifar10, emnist/NAME or femnist."""
+  data_dir: str | None = None
+  """Folder that holds the data sets; by default TFDS's own."""
+  out: str | None = None
+  """Folder for the results; by default results/NAME."""
+
+  clients: int = 20
+  """Number of clients."""
+  partition: Literal["by_class", "dirichlet", "iid", "natural"] = "by_class"
+  """How training rows are dealt to clients."""
+  classes_per_client: int = 3
+  """Classes that each client holds (partition by_class)."""
+  alpha: float = 0.5
+  """Concentration of the classes (partition dirichlet)."""
+  validation: float = 0.1
+  """Share of its training rows that a client validates on."""
+  max_test_rows: int | None = None
+  """Most test rows of a client; a random choice where it would have more."""
+
+  models: tuple[str, ...] = ("mlp",)
+  """Architectures; clients are dealt over them, the first is the server's."""
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  """What the networks compute with; parameters stay float32."""
+  bits: Bits = (1, 2, 4, 32)
+  """Precisions of the mixed federation, dealt over the clients: 1 to 8, or 32 (full precision)."""
+
+  rounds: int = 60
+  """Rounds in all, fine-tuning among them."""
+  finetune_rounds: int = 12
+  """Rounds at the end in which quantised models are frozen and fine-tuned."""
+  local_steps: int = 10
+  """Steps of a client in a round."""
+  batch_size: int = 16
+  """Examples of a step."""
+  partial_batches: bool = False
+  """Let a client with fewer rows than a batch train on all of its rows in each step."""
+  participation: float = 1.0
+  """Share of the clients that train in a round."""
+  eval_every: int = 5
+  """Rounds between evaluations on the validation rows."""
+
+  lambda_p: float = 0.5
+  """Weight of distillation against cross-entropy."""
+  temperature: float = 1.0
+  """Temperature of the distillation."""
+  weights_rate: float = 0.1
+  """Step size of the personal weights."""
+  global_rate: float = 0.1
+  """Step size of the global model (QuPeD, FedAvg)."""
+  global_loss_weight: float = 0.0
+  """Weight of the global model's own cross-entropy; 0 is the paper's QuPeD."""
+  centers_rate: float = 1e-4
+  """Step size of the centers."""
+  proximity: float = 1e-3
+  """Weight of the pull toward the centers at the end of training, to which it grows from 0."""
+  finetune_rate: float = 0.01
+  """Step size of fine-tuning after quantisation."""
+  fedavg_finetune_rate: float = 0.05
+  """Step size of local training after FedAvg."""
+  final_rate: float = 0.08
+  """Share of the step sizes that is left at the end of training, on a cosine from 1."""
+
+  seed: int = 0
+  """First seed: of the data's division, the weights and the batches."""
+  seeds: int = 3
+  """Number of seeds, counted up from the first; they train side by side."""
+
+
+def check(options: Options) -> None:
+  """Raises BadInput for the first option that is out of range; needs no data."""
+  at_least = {
+    "clients": 1, "classes_per_client": 1, "rounds": 1, "finetune_rounds": 0, "local_steps": 1,
+    "batch_size": 1, "eval_every": 1, "seed": 0, "seeds": 1,
+  }  # fmt: skip
+  for name, low in at_least.items():
+    checks.at_least(flag(name), getattr(options, name), low)
+  rates = ("weights_rate", "global_rate", "centers_rate", "finetune_rate",
+           "fedavg_finetune_rate", "temperature", "alpha")  # fmt: skip
+  for name in rates:
+    checks.positive(flag(name), getattr(options, name))
+  for name in ("global_loss_weight", "proximity"):
+    checks.non_negative(flag(name), getattr(options, name))
+  checks.fraction("--lambda-p", options.lambda_p, closed=False)
+  for name in ("participation", "final_rate"):
+    checks.fraction(flag(name), getattr(options, name), closed=True)
+  checks.bits("--bits", options.bits)
+  checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
+  fits = options.finetune_rounds < options.rounds
+  allowed = f"below --rounds {options.rounds}"
+  checks.require(fits, "--finetune-rounds", options.finetune_rounds, allowed)
+  checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
+
+
+def flag(name: str) -> str:
+  """Writes a field's name as it stands on the command line.
+
+  >>> flag("lambda_p")
+  '--lambda-p'
+  """
+  return "--" + name.replace("_", "-")

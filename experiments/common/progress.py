@@ -1,0 +1,38 @@
+"""The progress bar of an experiment."""
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+  """Shows method, rounds done, loss, accuracy and time left."""
+
+  def __init__(self, total: int, console: Console):
+    self._progress = Progress(
+      TextColumn("{task.description}"),
+      BarColumn(bar_width=20),
+      MofNCompleteColumn(),
+      TextColumn("{task.fields[numbers]}"),
+      TimeRemainingColumn(),
+      console=console,
+    )
+    self._task = self._progress.add_task("", total=total, numbers="")
+
+  def __enter__(self):
+    self._progress.__enter__()
+    return self
+
+  def __exit__(self, *error):
+    return self._progress.__exit__(*error)
+
+  def start(self, methods: str) -> None:
+    """Says whose program is being compiled."""
+    self._progress.update(self._task, description=methods, numbers="compiling")
+
+  def advance(self, rounds: int, rows: list[dict]) -> None:
+    """Counts the rounds of a chunk and shows its last numbers, means over methods and seeds."""
+    loss = np.mean([row["loss"] for row in rows if row["accuracy"] is not None])
+    accuracy = np.mean([row["accuracy"] for row in rows if row["accuracy"] is not None])
+    numbers = f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
+    self._progress.update(self._task, advance=rounds, numbers=numbers)

@@ -1,0 +1,63 @@
+"""The data sets by name, and the folder each is looked for in.
+
+Nothing here imports more than numpy, so that prepare.py runs in an environment of its own.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from qupeD_jax.checks import BadInput
+
+EMNIST = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
+TFDS = ("mnist", "fashion_mnist", "cifar10", *(f"emnist/{config}" for config in EMNIST))
+NAMES = ("digits", *TFDS, "femnist")
+FEMNIST_FILES = (
+  "LEAF's folders train/ and test/ with all_data_*.json, "
+  "or fed_emnist_train.h5 and fed_emnist_test.h5"
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def require_known(name: str) -> None:
+  """Requires `name` to be one of NAMES.
+
+  Raises:
+    BadInput: naming all of them, and the nearest if one is near.
+
+  >>> require_known("cifar-10")  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+  ...
+  qupeD_jax.checks.BadInput: --dataset cifar-10: allowed is digits, ...; the nearest is cifar10
+  """
+  if name in NAMES:
+    return
+  near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+  hint = f"; the nearest is {near[0]}" if near else ""
+  raise BadInput(f"--dataset {name}: allowed is {', '.join(NAMES)}{hint}")
+
+
+def folder(data_dir: str | os.PathLike | None = None) -> Path:
+  """Returns the folder that holds the data sets: `data_dir`, or where TFDS keeps its own."""
+  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def newest(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+  """Returns the folder of the newest version of a data set that TFDS prepared, or None."""
+  versions = [
+    path
+    for path in (folder(data_dir) / name).glob("*")
+    if _VERSION.fullmatch(path.name) and path.is_dir()
+  ]
+  return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
+
+
+def make_command(name: str, data_dir: str | os.PathLike | None = None) -> str:
+  """Returns the command that puts a data set into `data_dir`.
+
+  >>> make_command("cifar10", "/data")
+  '`make data NAME=cifar10 DATA_DIR=/data`'
+  """
+  where = f" DATA_DIR={data_dir}" if data_dir else ""
+  return f"`make data NAME={name}{where}`"

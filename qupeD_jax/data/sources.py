@@ -1,0 +1,147 @@
+"""Data sets by name, as two Datasets of numpy arrays: images as they were stored, and labels."""
+
+import os
+
+import numpy as np
+
+from qupeD_jax.checks import BadInput, require
+from qupeD_jax.data import arrayrecords, catalog, femnist
+from qupeD_jax.types import Dataset
+
+
+def names() -> tuple[str, ...]:
+  """Returns the names that `load` knows.
+
+  >>> "cifar10" in names()
+  True
+  """
+  return catalog.NAMES
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
+  """Loads a data set.
+
+  Args:
+    name: one of `names()`. "digits" comes with scikit-learn; "femnist" is read from LEAF's or
+      TensorFlow Federated's files, all others from what `make data NAME=...` prepared. EMNIST's
+      images lie on their side, as they were published.
+    data_dir: the folder that holds the data sets; None for $TFDS_DATA_DIR or, without it,
+      ~/tensorflow_datasets.
+
+  Returns:
+    The training part and the test part, in numpy arrays: x [M, H, W, C] uint8, y [M] int32 and,
+    for femnist, client [M] int32, the writer.
+
+  Raises:
+    BadInput: if the name is unknown, or the files are missing, damaged or of another layout.
+
+  >>> train, test = load("digits")
+  >>> train.x.shape, test.x.shape
+  ((1437, 8, 8, 1), (360, 8, 8, 1))
+  """
+  catalog.require_known(name)
+  if name == "digits":
+    parts = _digits()
+  elif name == "femnist":
+    parts = femnist.read(data_dir)
+  else:
+    parts = arrayrecords.read(name, data_dir)
+  train, test = (Dataset(*part) for part in parts)
+  check_pair(train, test)
+  return train, test
+
+
+def num_classes(train: Dataset, test: Dataset) -> int:
+  """Returns the number of classes: one more than the largest label of either part."""
+  return int(max(np.max(train.y), np.max(test.y))) + 1
+
+
+def statistics(train: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Returns the mean and the standard deviation of each channel, in the units of the pixels.
+
+  A standard deviation below 1 counts as 1, so that a blank channel can be divided by it.
+
+  >>> x = np.stack([np.arange(256), np.full(256, 7)], axis=-1).astype(np.uint8)
+  >>> mean, std = statistics(Dataset(x.reshape(4, 8, 8, 2), np.zeros(4, np.int32)))
+  >>> mean, round(std[0], 3), std[1]
+  ((127.5, 7.0), 73.9, 1.0)
+  """
+  levels = np.arange(256)
+  weight = _histogram(train.x) / train.x[..., 0].size
+  mean = weight @ levels
+  variance = (weight * (levels - mean[:, None]) ** 2).sum(1)
+  return tuple(mean.tolist()), tuple(np.sqrt(variance).clip(1).tolist())
+
+
+def check(dataset: Dataset, name: str = "data") -> None:
+  """Requires a Dataset to be what everything else takes for granted.
+
+  Args:
+    dataset: x [M, H, W, C] uint8, y [M] int32, client None or [M] int32; labels and clients are
+      at least 0.
+    name: what messages call it.
+
+  Raises:
+    BadInput: naming the first field that is otherwise.
+  """
+  x = _as_array(dataset.x, f"{name}.x")
+  if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+    raise BadInput(f"{name}.x: {(~np.isfinite(x)).sum()} values are NaN or infinite")
+  require(x.dtype == np.uint8, f"{name}.x", x.dtype, "uint8, pixels from 0 to 255")
+  require(x.ndim == 4 and x.size > 0, f"{name}.x", x.shape, "images [M, H, W, C], at least one")
+  _check_ids(dataset.y, f"{name}.y", len(x))
+  if dataset.client is not None:
+    _check_ids(dataset.client, f"{name}.client", len(x))
+
+
+def check_pair(train: Dataset, test: Dataset) -> None:
+  """Requires both parts of a data set to be good, and to go together.
+
+  Raises:
+    BadInput: naming the first field that is otherwise.
+  """
+  check(train, "train")
+  check(test, "test")
+  same = train.x.shape[1:] == test.x.shape[1:]
+  require(same, "test.x", test.x.shape, f"images of the shape of train.x, {train.x.shape[1:]}")
+  both = (train.client is None) == (test.client is None)
+  require(both, "test.client", type(test.client).__name__, "as in train: both, or neither")
+
+
+def _check_ids(ids, name: str, count: int) -> None:
+  """Requires [count] int32, at least 0."""
+  ids = _as_array(ids, name)
+  require(ids.dtype == np.int32, name, ids.dtype, "int32")
+  require(ids.shape == (count,), name, ids.shape, f"[{count}], one for each image")
+  require(ids.min() >= 0, name, ids.min(), "at least 0")
+
+
+def _as_array(value, name: str) -> np.ndarray:
+  """Returns a field as an array, which ragged lists are not."""
+  try:
+    return np.asarray(value)
+  except ValueError as error:
+    raise BadInput(f"{name}: its entries differ in shape") from error
+
+
+def _digits() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+  """Returns scikit-learn's digits, a fifth of every class as test part, always the same."""
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+
+  images, labels = load_digits(return_X_y=True)
+  x = images.reshape(-1, 8, 8, 1).astype(np.uint8)
+  train_x, test_x, train_y, test_y = train_test_split(
+    x, labels.astype(np.int32), test_size=0.2, stratify=labels, random_state=0
+  )
+  return (train_x, train_y), (test_x, test_y)
+
+
+def _histogram(x: np.ndarray) -> np.ndarray:
+  """Counts the levels of each channel of x [M, H, W, C] uint8: [C, 256]."""
+  # By blocks, since bincount copies what it counts into 64-bit integers.
+  blocks = np.array_split(x, -(-len(x) // 4096))
+  return sum(
+    np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(block, -1, 0)])
+    for block in blocks
+  )
