@@ -236,7 +236,7 @@ def test_reading_is_silent_and_leaves_tensorflow_alone(small, tmp_path):
 
 
 def test_what_is_not_prepared_says_where_and_how(tmp_path, monkeypatch):
-  make = f"run `make data NAME=cifar10 DATA_DIR={tmp_path}`"
+  make = f'run `make data NAME=cifar10 ARGS="--data-dir {tmp_path}"`'
   expected = f"--dataset cifar10: not prepared in {tmp_path}; {make}"
   assert refusal(sources.load, "cifar10", tmp_path) == expected
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -364,7 +364,7 @@ def test_damaged_and_foreign_folders_are_refused(small, damage):
   message = refusal(sources.load, "mnist", root)
   assert message.startswith(str(small))
   assert expected in message
-  remedy = f"; delete {small} and run `make data NAME=mnist DATA_DIR={root}`"
+  remedy = f'; delete {small} and run `make data NAME=mnist ARGS="--data-dir {root}"`'
   assert message.endswith(remedy)
 
 

@@ -36,7 +36,7 @@ def load(options: Options) -> Federation:
   Raises:
     BadInput: the data cannot be had, or the options do not fit it.
   """
-  train, test = sources.load(options.data, options.data_dir)
+  train, test = sources.load(options.dataset, options.data_dir)
   num_classes = sources.num_classes(train, test)
   parts = tuple(_split(options, train, test, seed) for seed in seeds(options))
   num_clients = len(parts[0].train.offsets) - 1

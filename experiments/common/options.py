@@ -14,7 +14,7 @@ Bits = Annotated[tuple[int, ...], tyro.conf.arg(metavar="BITS")]
 class Options:
   """Options of a federated experiment."""
 
-  data: str = "digits"
+  dataset: str = "digits"
   """Data set: digits, mnist, fashion_mnist, cifar10, emnist/NAME or femnist."""
   data_dir: str | None = None
   """Folder that holds the data sets; by default TFDS's own."""

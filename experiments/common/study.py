@@ -116,7 +116,7 @@ def describe(options: Options, federation: Federation) -> str:
     federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
   )
   rows = "; ".join(splits.summary(counted).splitlines())
-  return f"{options.data}, {rows}; {options.seeds} seeds; architectures {', '.join(options.models)}"
+  return f"{options.dataset}, {rows}; {options.seeds} seeds; architectures {', '.join(options.models)}"
 
 
 def held_classes(federation: Federation) -> np.ndarray:

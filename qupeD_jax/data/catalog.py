@@ -57,7 +57,7 @@ def make_command(name: str, data_dir: str | os.PathLike | None = None) -> str:
   """Returns the command that puts a data set into `data_dir`.
 
   >>> make_command("cifar10", "/data")
-  '`make data NAME=cifar10 DATA_DIR=/data`'
+  '`make data NAME=cifar10 ARGS="--data-dir /data"`'
   """
-  where = f" DATA_DIR={data_dir}" if data_dir else ""
+  where = f' ARGS="--data-dir {data_dir}"' if data_dir else ""
   return f"`make data NAME={name}{where}`"
