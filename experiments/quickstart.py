@@ -14,7 +14,7 @@ from experiments.common.options import Options as Federated
 class Options(Federated):
   """QuPeD on 1,797 real 8x8 digits: 20 clients, 3 classes each, two architectures."""
 
-  models: tuple[str, ...] = ("mlp", "cnn2")
+  models: tuple[str, ...] = ("mlp", "mlp2")
   """Architectures; clients are dealt over them, the first is the server's."""
 
 

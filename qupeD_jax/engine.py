@@ -127,8 +127,9 @@ def run(
   data, runs, scored = jax.device_put((data, runs, scored))
   start = time.perf_counter()
   if state is None:
-    state = jax.jit(jax.vmap(_initialise(build), (0, None)))(runs, data)
-  train = _compile(jax.vmap(_chunk(build, every), (0, 0, None, None)), runs, state, data, 0)
+    state = _compile(jax.vmap(_initialise(build), (0, None)), runs, data)(runs, data)
+  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
+  train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
   score = None if scored is None else _compile_score(build, runs, state, data, scored)
   compile_seconds, train_seconds = time.perf_counter() - start, 0.0
 
@@ -179,9 +180,13 @@ def _chunk(build, max_rounds: int):
   return chunk
 
 
-def _compile(fn, runs, state, data, length):
+def _compile(fn, *arguments, donate=()):
   """Compiles ahead of time: a call that would need a second compilation is an error."""
-  return jax.jit(fn, donate_argnums=1).lower(runs, state, data, jnp.int32(length)).compile()
+  lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
+  # On a CPU the work is in library calls: LLVM's higher levels compile for 2 to 3 times as long
+  # and gain nothing.
+  low_effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+  return lowered.compile(compiler_options=low_effort)
 
 
 def _compile_score(build, runs, state, data, scored):
@@ -192,11 +197,8 @@ def _compile_score(build, runs, state, data, scored):
     )
 
   over_runs = jax.vmap(score, (0, 0, None, None, 0))
-  return (
-    jax.jit(lambda runs, state, data, scored: over_runs(runs, state, data, *scored))
-    .lower(runs, state, data, scored)
-    .compile()
-  )
+  fn = lambda runs, state, data, scored: over_runs(runs, state, data, *scored)
+  return _compile(fn, runs, state, data, scored)
 
 
 def _require_finite(infos, rounds: np.ndarray) -> None:

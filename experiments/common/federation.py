@@ -1,5 +1,6 @@
 """From options to a federation: data loaded, dealt to clients, laid out in cohorts, all seeds."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from experiments.common.options import Options
 from qupeD_jax import checks, models
 from qupeD_jax.data import cohort, partition, sources, splits
+from qupeD_jax.models.flops import forward_flops
 from qupeD_jax.types import Cohort, Dataset, Model
 
 
@@ -22,7 +24,7 @@ class Federation(NamedTuple):
   splits: tuple[splits.Split, ...]  # one per seed
   groups: tuple[np.ndarray, ...]  # client ids of each architecture
   models: tuple[Model, ...]  # one per group; the first is the server's
-  image_shape: tuple[int, ...]
+  flops: tuple[int, ...]  # of one example's forward pass, one per group
   num_classes: int
 
   @property
@@ -43,11 +45,17 @@ def load(options: Options) -> Federation:
   groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
   mean, std = sources.statistics(train)
   image_shape = train.x.shape[1:]
-  networks = tuple(
-    models.make(name, num_classes, image_shape, mean=mean, std=std, dtype=options.dtype)
-    for name in options.models
+  make = functools.partial(
+    models.make, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
   )
-  federation = Federation(train, test, parts, groups, networks, image_shape, num_classes)
+  networks = {name: make(name, dtype=options.dtype) for name in options.models}
+  models.same_outputs(networks, image_shape)
+  plain = {name: make(name, conv_form="lax") for name in networks}  # other forms pad with zeros
+  flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
+  in_order = lambda by_name: tuple(by_name[name] for name in options.models)
+  federation = Federation(
+    train, test, parts, groups, in_order(networks), in_order(flops), num_classes
+  )
   _check_batches(options, training(federation, np.full(num_clients, 32), groups))
   return federation
 

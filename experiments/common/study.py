@@ -15,7 +15,7 @@ from experiments.common.federation import Federation
 from experiments.common.methods import Job
 from experiments.common.options import Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import account, engine, export, metrics, models, quantize, report
+from qupeD_jax import account, engine, export, metrics, quantize, report
 from qupeD_jax.data import splits
 from qupeD_jax.types import FedState
 
@@ -115,8 +115,8 @@ def describe(options: Options, federation: Federation) -> str:
   counted = splits.report(
     federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
   )
-  rows = "; ".join(splits.summary(counted).splitlines())
-  return f"{options.dataset}, {rows}; {options.seeds} seeds; architectures {', '.join(options.models)}"
+  facts = [options.dataset, *splits.summary(counted).splitlines()]
+  return "; ".join([*facts, f"{options.seeds} seeds", f"models {', '.join(options.models)}"])
 
 
 def held_classes(federation: Federation) -> np.ndarray:
@@ -212,10 +212,9 @@ def _summarise(
   of_method = {name: values[own] for name, values in scores.items()}
   bits = job.bits[method]
   sizes, flops = [], []
-  for group, model in zip(job.groups, job.models, strict=True):
+  for group, model, cost in zip(job.groups, job.models, federation.flops, strict=False):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     paths = [p for p in quantize.flatten(shapes["params"]) if quantize.is_quantised(p)]
-    cost = models.forward_flops(model, federation.image_shape)
     sizes += [
       account.model_bytes(shapes["params"], paths, int(bits[c]), shapes["stats"]) for c in group
     ]

@@ -1,0 +1,186 @@
+"""The networks, by name, as `Model`s: pairs of pure functions that take raw images.
+
+A network of one's own needs nothing from here but the pair; `from_linen` makes it of a flax module.
+Where a quantiser exempts the first and the last layer, it finds them by their names: call these
+"stem" and "head", and parameters "kernel" and "bias".
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from qupeD_jax import checks
+from qupeD_jax.models import conv
+from qupeD_jax.models.cnn import CNN
+from qupeD_jax.models.mlp import MLP
+from qupeD_jax.types import Array, Model
+
+ImageShape = tuple[int, int, int]  # H, W, C
+PerChannel = float | Sequence[float]
+
+
+def _mlp(conv_form: str | None, **fields) -> nn.Module:
+  del conv_form  # no convolution to carry out
+  return MLP(**fields)
+
+
+_MODULES: dict[str, Callable[..., nn.Module]] = {
+  "mlp": _mlp,
+  "mlp2": partial(_mlp, widths=(32, 32)),
+  "cnn1": CNN,
+  "cnn2": partial(CNN, channels=(32, 32), widths=(192, 96)),
+}
+NAMES = tuple(_MODULES)
+DTYPES = ("float32", "bfloat16")
+
+
+def make(
+  name: str,
+  num_classes: int,
+  image_shape: ImageShape,
+  *,
+  mean: PerChannel = 0.0,
+  std: PerChannel = 255.0,
+  dtype: str = "float32",
+  conv_form: str | None = None,
+  **options,
+) -> Model:
+  """Makes a network by name.
+
+  Args:
+    name: one of NAMES.
+    num_classes: logits per example.
+    image_shape: (H, W, C).
+    mean, std: of the raw images, per channel or for all; inputs become (x - mean) / std.
+    dtype: of the computation, one of DTYPES; parameters and logits are float32.
+    conv_form: one of conv.FORMS; None is the fastest.
+    **options: fields of the module: `widths`, for the convolutional ones `channels` too.
+
+  Returns:
+    A Model whose apply takes x [B, H, W, C], uint8 or float.
+
+  Raises:
+    BadInput: an unknown name, dtype or form, no classes, or an image shape the network cannot take.
+
+  >>> model = make("cnn1", num_classes=10, image_shape=(28, 28, 1))
+  >>> variables = model.init(jax.random.key(0))
+  >>> list(variables["params"])
+  ['stem', 'conv_1', 'dense_1', 'dense_2', 'head']
+  >>> logits, stats = model.apply(variables, jnp.zeros((3, 28, 28, 1), jnp.uint8), False)
+  >>> logits.shape, stats
+  ((3, 10), {})
+  """
+  checks.require(name in NAMES, "model", name, _known(name))
+  checks.require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
+  forms = (*conv.FORMS, None)
+  checks.require(conv_form in forms, "conv_form", conv_form, ", ".join(map(str, forms)))
+  checks.at_least("num_classes", num_classes, 1)
+  fields = {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "conv_form": conv_form}
+  model = from_linen(_MODULES[name](**fields, **options), image_shape, mean=mean, std=std)
+  jax.eval_shape(
+    model.init, jax.random.key(0)
+  )  # an image too small shows now, not at the first use
+  return model
+
+
+def from_linen(
+  module: nn.Module,
+  image_shape: ImageShape,
+  *,
+  mean: PerChannel = 0.0,
+  std: PerChannel = 255.0,
+) -> Model:
+  """Wraps a flax module as a Model that takes raw images.
+
+  Args:
+    module: called as module(x [B, H, W, C] float32, train), returns logits [B, classes]. Its
+      collections besides "params", such as "batch_stats", become the Model's stats.
+    image_shape: (H, W, C).
+    mean, std: of the raw images, per channel or for all; the module sees (x - mean) / std.
+
+  >>> class Linear(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x, train):
+  ...     return nn.Dense(10, name="head")(x.reshape(x.shape[0], -1))
+  >>> model = from_linen(Linear(), image_shape=(28, 28, 1))
+  >>> model.init(jax.random.key(0))["params"]["head"]["kernel"].shape
+  (784, 10)
+  """
+  for size in image_shape:
+    checks.at_least("image shape", size, 1)
+  mean = _per_channel("mean", mean, image_shape[-1])
+  std = _per_channel("std", std, image_shape[-1])
+  checks.require((std > 0).all(), "std", std, "above 0")
+
+  def normalise(x: Array) -> Array:
+    return (x.astype(jnp.float32) - mean) / std
+
+  def init(key):
+    x = normalise(jnp.zeros((1, *image_shape)))
+    stats = dict(module.init(key, x, train=False))
+    return {"params": stats.pop("params"), "stats": stats}
+
+  def apply(variables, x, train):
+    chex.assert_shape(x, (None, *image_shape))
+    params, stats = variables["params"], variables["stats"]
+    renewed = list(stats) if train else []
+    logits, new = module.apply(
+      {"params": params, **stats}, normalise(x), train=train, mutable=renewed
+    )
+    return logits.astype(jnp.float32), {**stats, **new}
+
+  return Model(init, apply)
+
+
+def same_outputs(models: Mapping[str, Model], image_shape: ImageShape) -> int:
+  """Checks that networks which teach one another have equally many logits, and returns how many.
+
+  Nothing is computed: shapes alone are traced.
+
+  Args:
+    models: by the name to blame them under.
+    image_shape: (H, W, C) that all of them take.
+
+  Raises:
+    BadInput: their numbers of logits differ.
+
+  >>> shape = (8, 8, 1)
+  >>> same_outputs({"server": make("mlp", 10, shape), "clients": make("cnn2", 10, shape)}, shape)
+  10
+  """
+  sizes = {name: _num_outputs(model, image_shape) for name, model in models.items()}
+  if len(set(sizes.values())) != 1:
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    raise checks.BadInput(f"unequal model output sizes: {listed}")
+  return next(iter(sizes.values()))
+
+
+def _num_outputs(model: Model, image_shape: ImageShape) -> int:
+  def logits(key, x):
+    return model.apply(model.init(key), x, False)[0]
+
+  x = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+  return jax.eval_shape(logits, jax.random.key(0), x).shape[-1]
+
+
+def _per_channel(name: str, value: PerChannel, channels: int) -> np.ndarray:
+  """Broadcasts a normalisation constant to [C] float32."""
+  value = np.asarray(value, np.float32)
+  checks.require(
+    value.shape in ((), (channels,)),
+    name,
+    value,
+    f"one number, or one for each of {channels} channels",
+  )
+  return np.broadcast_to(value, (channels,))
+
+
+def _known(name: str) -> str:
+  nearest = max(NAMES, key=lambda known: difflib.SequenceMatcher(None, name, known).ratio())
+  return f"{', '.join(NAMES)} (nearest: {nearest})"
