@@ -16,6 +16,20 @@ class Options(Federated):
 
   models: tuple[str, ...] = ("mlp", "mlp2")
   """Architectures; clients are dealt over them, the first is the server's."""
+  validation: float = 0.2
+  """Share of its training rows that a client validates on."""
+  lambda_p: float = 0.3
+  """Weight of distillation against cross-entropy."""
+  temperature: float = 2.0
+  """Temperature of the distillation."""
+  weights_rate: float = 0.2
+  """Step size of the personal weights."""
+  global_rate: float = 0.2
+  """Step size of QuPeD's global model."""
+  fedavg_rate: float = 0.4
+  """Step size of FedAvg."""
+  fedavg_finetune_rate: float = 0.4
+  """Step size of local training after FedAvg."""
 
 
 JOBS = (

@@ -2,14 +2,13 @@
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import io
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,6 +17,7 @@ from qupeD_jax.checks import BadInput
 
 FOLDER = Path(__file__).parent.parent
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+HELP = ("-h", "--help")
 
 
 def names() -> list[str]:
@@ -70,38 +70,87 @@ def parse(options_type: type, arguments: Sequence[str], name: str):
     An instance of `options_type`.
 
   Raises:
-    BadInput: with tyro's complaint in one line, and the nearest option for an unknown one.
+    BadInput: naming the nearest option for an unknown one, or what is allowed for a bad value.
     SystemExit: with code 0, after --help.
   """
-  complaint = io.StringIO()
+  # What tyro says of bad input is a box, coloured and as wide as the terminal: it is not for one
+  # line. It goes unread, and the argument that is to blame is looked for.
   try:
-    with contextlib.redirect_stderr(complaint):
-      return tyro.cli(options_type, args=list(arguments), prog=f"make experiment NAME={name} ARGS=")
+    options, unknown = _read(options_type, arguments, name)
   except SystemExit as error:
     if not error.code:
       raise
-  raise BadInput(_in_one_line(complaint.getvalue()) + _nearest(options_type, arguments))
+    raise BadInput(_blame(options_type, arguments)) from None
+  if unknown:
+    raise BadInput(_nearest(options_type, unknown[0]))
+  return options
 
 
-def _in_one_line(box: str) -> str:
-  """Takes the message out of tyro's box: its lines between the frame and the first rule."""
-  lines = [line.strip("│ ").strip() for line in box.splitlines()]
-  message = []
-  for line in lines:
-    if line.startswith("──") and message:
-      break
-    if line and line[0] not in "╭╰─":
-      message.append(line)
-  return re.sub(r"\s+", " ", " ".join(message))
+def _read(options_type: type, arguments: Sequence[str], name: str = ""):
+  """Returns the options and the arguments that belong to none."""
+  with contextlib.redirect_stderr(io.StringIO()):
+    return tyro.cli(
+      options_type,
+      args=list(arguments),
+      prog=f"make experiment NAME={name} ARGS=",
+      return_unknown_args=True,
+    )
 
 
-def _nearest(options_type: type, arguments: Sequence[str]) -> str:
-  known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(options_type)]
-  for argument in arguments:
-    typed = argument.split("=")[0].replace("_", "-")
-    if typed.startswith("--") and typed not in known and typed.replace("--no-", "--") not in known:
-      return f"; nearest is {difflib.get_close_matches(typed, known, n=1, cutoff=0)[0]}"
-  return ""
+def _blame(options_type: type, arguments: Sequence[str]) -> str:
+  """Finds the option whose value cannot be read, and says what is allowed."""
+  types = {_flag(name): kind for name, kind in get_type_hints(options_type).items()}
+  starts = [i for i, argument in enumerate(arguments) if argument.startswith("--")]
+  for start, stop in zip(starts, [*starts[1:], None], strict=True):
+    typed, *values = (*arguments[start].split("=", 1), *arguments[start + 1 : stop])
+    flag = _flag(typed)
+    if flag in types and not _readable(options_type, arguments[start:stop]):
+      value = " ".join(values) or "without a value"
+      return f"{flag} {value}: allowed is {_allowed(types[flag])}"
+  return f"{' '.join(arguments)}: not understood; ARGS=--help lists the options"
+
+
+def _readable(options_type: type, arguments: Sequence[str]) -> bool:
+  try:
+    _read(options_type, [argument for argument in arguments if argument not in HELP])
+  except SystemExit:
+    return False
+  return True
+
+
+def _allowed(kind) -> str:
+  """Says what can be typed for a field of this type.
+
+  >>> _allowed(int | None), _allowed(tuple[float, ...])
+  ('a whole number or None', 'a number, or several with spaces between')
+  """
+  choices = [choice for choice in get_args(kind) if choice is not ...]
+  if get_origin(kind) is tuple:
+    return f"{_allowed(choices[0])}, or several with spaces between"
+  if get_origin(kind) is Literal:
+    return " or ".join(map(str, choices))
+  if choices:
+    return " or ".join(map(_allowed, choices))
+  words = {int: "a whole number", float: "a number", str: "any text", type(None): "None"}
+  return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _nearest(options_type: type, unknown: str) -> str:
+  """Says that an argument belongs to no option, and which option it may have been meant for."""
+  types = get_type_hints(options_type)
+  known = [*types, *(f"no_{name}" for name, kind in types.items() if kind is bool)]
+  typed = unknown.split("=")[0]
+  word = typed.strip("-").replace("-", "_").lower()
+  # A stray value resembles no option; a mistyped option resembles one, however little.
+  cutoff = 0 if typed.startswith("-") else 0.6
+  near = [name for name in known if word and name.startswith(word)]
+  near = near or difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+  hint = f"; nearest is {_flag(near[0])}" if near else ""
+  return f"{typed}: belongs to no option{hint}"
+
+
+def _flag(name: str) -> str:
+  return "--" + name.lstrip("-").replace("_", "-")
 
 
 def _first_line(name: str) -> str:
@@ -111,5 +160,5 @@ def _first_line(name: str) -> str:
 
 
 def _fail(message: object, code: int) -> int:
-  print(f"error: {message}", file=sys.stderr)
+  print("error:", " ".join(str(message).split()), file=sys.stderr)
   return code

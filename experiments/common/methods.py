@@ -19,7 +19,7 @@ from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.algorithms.sampling import with_sampling
 from qupeD_jax.data import cohort
-from qupeD_jax.types import FULL_PRECISION, Model
+from qupeD_jax.types import FULL_PRECISION, Model, Quantizer
 
 
 class Phase(NamedTuple):
@@ -52,9 +52,12 @@ def local_training(options: Options, federation: Federation) -> Job:
   return Job(bits, federation.groups, federation.models, None, phases)
 
 
-def local_quantised(options: Options, federation: Federation, bits: tuple[int, ...]) -> Job:
-  """Every client alone, by Algorithm 1, then fine-tuned."""
-  quantizer = quantize.learned_codebook(max_bits=max(bits))
+def local_quantised(
+  options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
+) -> Job:
+  """Every client alone, by Algorithm 1, then fine-tuned; see `precisions` for bits and mixed."""
+  methods = precisions("local", options, federation, bits, mixed)
+  quantizer = widest_codebook(methods)
 
   def build(_):
     return local(federation.models, quantizer, rates=personal_rates(options), **steps(options))
@@ -62,13 +65,8 @@ def local_quantised(options: Options, federation: Federation, bits: tuple[int, .
   def build_finetune(trained):
     return finetune(federation.models, quantizer, trained, **finetune_options(options))
 
-  return Job(
-    {f"local {b} bit": every_client(federation, b) for b in bits},
-    federation.groups,
-    federation.models,
-    None,
-    two_phases(options, build, build_finetune),
-  )
+  phases = two_phases(options, build, build_finetune)
+  return Job(methods, federation.groups, federation.models, None, phases)
 
 
 def federated_averaging(options: Options, federation: Federation) -> Job:
@@ -76,7 +74,7 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
   model = federation.models[0]
 
   def build(_):
-    return fedavg(model, rate=decayed(options, options.global_rate), **steps(options))
+    return fedavg(model, rate=decayed(options, options.fedavg_rate), **steps(options))
 
   bits = {"FedAvg": every_client(federation, FULL_PRECISION)}
   phases = (Phase(options.rounds, sampled(options, build)),)
@@ -88,7 +86,7 @@ def averaging_then_local(options: Options, federation: Federation) -> Job:
   model = federation.models[0]
 
   def build(_):
-    return fedavg(model, rate=decayed(options, options.global_rate), **steps(options))
+    return fedavg(model, rate=decayed(options, options.fedavg_rate), **steps(options))
 
   def build_local(trained):
     rates = client.Rates(weights=options.fedavg_finetune_rate)
@@ -115,14 +113,11 @@ def quped_full_precision(options: Options, federation: Federation) -> Job:
 
 
 def quped_quantised(
-  options: Options, federation: Federation, bits: tuple[int, ...], mixed: bool
+  options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
 ) -> Job:
-  """QuPeD with learned codebooks, then fine-tuned; also with the options' mixed precisions."""
-  methods = {f"QuPeD {b} bit": every_client(federation, b) for b in bits}
-  if mixed:
-    methods["QuPeD mixed"] = cohort.assign_bits(options.bits, federation.num_clients)
-  largest = max(b for chosen in methods.values() for b in chosen if b != FULL_PRECISION)
-  quantizer = quantize.learned_codebook(max_bits=int(largest))
+  """QuPeD with learned codebooks, then fine-tuned; see `precisions` for bits and mixed."""
+  methods = precisions("QuPeD", options, federation, bits, mixed)
+  quantizer = widest_codebook(methods)
   server = federation.models[0]
 
   def build(_):
@@ -144,6 +139,34 @@ def quped_quantised(
 
 
 # --- the options as the algorithms take them
+
+
+def precisions(
+  name: str, options: Options, federation: Federation, bits: tuple[int, ...], mixed: bool
+) -> dict[str, np.ndarray]:
+  """Names the variants of a method and gives their clients precisions.
+
+  Args:
+    name: of the method.
+    options: of the experiment.
+    federation: the clients.
+    bits: one variant each, in which all clients have these bits.
+    mixed: one more variant, in which `options.bits` are dealt over the clients.
+
+  Returns:
+    variant -> precision of each client, [clients] int32.
+  """
+  variants = {f"{name} {b} bit": every_client(federation, b) for b in bits}
+  if mixed:
+    kind = "mixed" if len(set(options.bits)) > 1 else f"{options.bits[0]} bit"
+    variants[f"{name} {kind}"] = cohort.assign_bits(options.bits, federation.num_clients)
+  return variants
+
+
+def widest_codebook(variants: dict[str, np.ndarray]) -> Quantizer:
+  """Builds a learned codebook with as many slots as the highest precision below 32 takes."""
+  bits = np.concatenate(list(variants.values()))
+  return quantize.learned_codebook(max_bits=int(max(bits[bits != FULL_PRECISION], default=1)))
 
 
 def every_client(federation: Federation, bits: int) -> np.ndarray:

@@ -63,7 +63,9 @@ class Options:
   weights_rate: float = 0.1
   """Step size of the personal weights."""
   global_rate: float = 0.1
-  """Step size of the global model (QuPeD, FedAvg)."""
+  """Step size of QuPeD's global model."""
+  fedavg_rate: float = 0.1
+  """Step size of FedAvg."""
   global_loss_weight: float = 0.0
   """Weight of the global model's own cross-entropy; 0 is the paper's QuPeD."""
   centers_rate: float = 1e-4
@@ -92,7 +94,7 @@ def check(options: Options) -> None:
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
   rates = ("weights_rate", "global_rate", "centers_rate", "finetune_rate",
-           "fedavg_finetune_rate", "temperature", "alpha")  # fmt: skip
+           "fedavg_rate", "fedavg_finetune_rate", "temperature", "alpha")  # fmt: skip
   for name in rates:
     checks.positive(flag(name), getattr(options, name))
   for name in ("global_loss_weight", "proximity"):
