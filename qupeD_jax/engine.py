@@ -32,7 +32,7 @@ class Runs(NamedTuple):
 
   key: Array  # [R] keys
   cohorts: tuple[Cohort, ...]  # training rows
-  setting: PyTree  # what `build` makes an algorithm of
+  setting: PyTree = None  # what `build` makes an algorithm of
 
 
 class Report(NamedTuple):

@@ -128,7 +128,7 @@ BITS = np.array([2, 2])
 REFUSED = {
   "too few clients to cross": (
     lambda: layout.assign_groups(5, 2, 3),
-    "--clients 5: allowed is a whole number of at least 6",
+    "--clients 5: allowed is at least 6, so that each of 2 models meets 3 precisions",
   ),
   "bits": (
     lambda: layout.assign_bits((2, 9), 4),

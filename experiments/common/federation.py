@@ -1,6 +1,7 @@
 """From options to a federation: data loaded, dealt to clients, laid out in cohorts, all seeds."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,21 +33,54 @@ class Federation(NamedTuple):
     return sum(map(len, self.groups))
 
 
-def load(options: Options) -> Federation:
+def split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.Split:
+  """Deals the rows to the clients by the partition that the options name."""
+  clients, labels = options.clients, train.y
+  match options.partition:
+    case "by_class":
+      owner = partition.by_class(labels, clients, options.classes_per_client, seed)
+      test_rows = splits.own_classes
+    case "dirichlet":
+      owner = partition.dirichlet(labels, clients, options.alpha, seed)
+      test_rows = splits.own_proportions
+    case "iid":
+      owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
+    case "natural":
+      owner, test_rows = partition.natural(train.client, clients), splits.own_rows
+  return splits.split(
+    train,
+    test,
+    owner,
+    test_rows,
+    validation=options.validation,
+    max_test_rows=options.max_test_rows,
+    seed=seed,
+  )
+
+
+def load(
+  options: Options, split: Callable = split, make_model: Callable = models.make
+) -> Federation:
   """Loads the data and deals it to the clients, for every seed.
+
+  Args:
+    options: of the experiment.
+    split: (options, train, test, seed) -> splits.Split, a partition of one's own.
+    make_model: (name, num_classes, image_shape, mean=, std=, dtype=, conv_form=) -> Model, for
+      networks of one's own.
 
   Raises:
     BadInput: the data cannot be had, or the options do not fit it.
   """
   train, test = sources.load(options.dataset, options.data_dir)
   num_classes = sources.num_classes(train, test)
-  parts = tuple(_split(options, train, test, seed) for seed in seeds(options))
+  parts = tuple(split(options, train, test, seed) for seed in seeds(options))
   num_clients = len(parts[0].train.offsets) - 1
   groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
   mean, std = sources.statistics(train)
   image_shape = train.x.shape[1:]
   make = functools.partial(
-    models.make, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
+    make_model, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
   )
   networks = {name: make(name, dtype=options.dtype) for name in options.models}
   models.same_outputs(networks, image_shape)
@@ -85,30 +119,6 @@ def testing(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]
 def server_groups(federation: Federation) -> tuple[np.ndarray, ...]:
   """Returns all clients as one group."""
   return (np.arange(federation.num_clients),)
-
-
-def _split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.Split:
-  clients, labels = options.clients, train.y
-  match options.partition:
-    case "by_class":
-      owner = partition.by_class(labels, clients, options.classes_per_client, seed)
-      test_rows = splits.own_classes
-    case "dirichlet":
-      owner = partition.dirichlet(labels, clients, options.alpha, seed)
-      test_rows = splits.own_proportions
-    case "iid":
-      owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
-    case "natural":
-      owner, test_rows = partition.natural(train.client, clients), splits.own_rows
-  return splits.split(
-    train,
-    test,
-    owner,
-    test_rows,
-    validation=options.validation,
-    max_test_rows=options.max_test_rows,
-    seed=seed,
-  )
 
 
 def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, ...]:

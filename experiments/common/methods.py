@@ -35,7 +35,6 @@ class Job(NamedTuple):
   bits: dict[str, np.ndarray]  # method -> precision of each client [clients]
   groups: tuple[np.ndarray, ...]  # client ids of each cohort
   models: tuple[Model, ...]  # personal architecture of each cohort
-  server: Model | None  # what travels
   phases: tuple[Phase, ...]
 
 
@@ -49,7 +48,7 @@ def local_training(options: Options, federation: Federation) -> Job:
 
   bits = {"local": every_client(federation, FULL_PRECISION)}
   phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, federation.groups, federation.models, None, phases)
+  return Job(bits, federation.groups, federation.models, phases)
 
 
 def local_quantised(
@@ -66,7 +65,7 @@ def local_quantised(
     return finetune(federation.models, quantizer, trained, **finetune_options(options))
 
   phases = two_phases(options, build, build_finetune)
-  return Job(methods, federation.groups, federation.models, None, phases)
+  return Job(methods, federation.groups, federation.models, phases)
 
 
 def federated_averaging(options: Options, federation: Federation) -> Job:
@@ -78,7 +77,7 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
 
   bits = {"FedAvg": every_client(federation, FULL_PRECISION)}
   phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, server_groups(federation), (model,), model, phases)
+  return Job(bits, server_groups(federation), (model,), phases)
 
 
 def averaging_then_local(options: Options, federation: Federation) -> Job:
@@ -96,7 +95,6 @@ def averaging_then_local(options: Options, federation: Federation) -> Job:
     {"FedAvg + fine-tuning": every_client(federation, FULL_PRECISION)},
     server_groups(federation),
     (model,),
-    model,
     two_phases(options, build, build_local),
   )
 
@@ -109,7 +107,7 @@ def quped_full_precision(options: Options, federation: Federation) -> Job:
 
   bits = {"QuPeD 32 bit": every_client(federation, FULL_PRECISION)}
   phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, federation.groups, federation.models, federation.models[0], phases)
+  return Job(bits, federation.groups, federation.models, phases)
 
 
 def quped_quantised(
@@ -135,7 +133,7 @@ def quped_quantised(
     )
 
   phases = two_phases(options, build, build_finetune)
-  return Job(methods, federation.groups, federation.models, server, phases)
+  return Job(methods, federation.groups, federation.models, phases)
 
 
 # --- the options as the algorithms take them

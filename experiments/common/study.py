@@ -15,20 +15,28 @@ from experiments.common.federation import Federation
 from experiments.common.methods import Job
 from experiments.common.options import Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import account, engine, export, metrics, quantize, report
+from qupeD_jax import account, engine, export, metrics, models, quantize, report
 from qupeD_jax.data import splits
 from qupeD_jax.types import FedState
 
 MakeJob = Callable[[Options, Federation], Job]
 
 
-def run(name: str, options: Options, make_jobs: Sequence[MakeJob]) -> Path:
+def run(
+  name: str,
+  options: Options,
+  make_jobs: Sequence[MakeJob],
+  *,
+  split: Callable = fed.split,
+  make_model: Callable = models.make,
+) -> Path:
   """Trains all jobs, prints the table, draws the pictures.
 
   Args:
     name: of the experiment; names its results folder.
     options: of the experiment.
     make_jobs: one per job, (options, federation) -> Job.
+    split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
     The results folder.
@@ -39,7 +47,7 @@ def run(name: str, options: Options, make_jobs: Sequence[MakeJob]) -> Path:
   """
   check(options)
   console = Console()
-  federation = fed.load(options)
+  federation = fed.load(options, split, make_model)
   jobs = [make(options, federation) for make in make_jobs]
   config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
   folder = metrics.open_results(options.out or Path("results") / name, config)
@@ -123,6 +131,14 @@ def held_classes(federation: Federation) -> np.ndarray:
   """Counts the training rows of each class at each client, first seed: [clients, classes]."""
   split = federation.splits[0]
   return splits.report(split, federation.train.y, federation.test.y, federation.num_classes)[0]
+
+
+def server_shapes(job: Job, federation: Federation):
+  """Returns shapes and dtypes of what travels: the server's part of the state."""
+  cohorts = fed.training(federation, next(iter(job.bits.values())), job.groups)
+  one_run = jax.tree.map(lambda leaf: leaf[0], cohorts)
+  init = job.phases[0].build(None).init
+  return jax.eval_shape(lambda key: init(key, federation.train, one_run), jax.random.key(0)).server
 
 
 def save_models(job: Job, options: Options, state: FedState, folder: Path) -> None:
@@ -219,15 +235,15 @@ def _summarise(
       account.model_bytes(shapes["params"], paths, int(bits[c]), shapes["stats"]) for c in group
     ]
     flops += [cost] * len(group)
-  travels = () if job.server is None else jax.eval_shape(job.server.init, jax.random.key(0))
   taking_part = sum(max(1, round(options.participation * len(group))) for group in job.groups)
+  traffic = account.round_bytes(server_shapes(job, federation), taking_part)
   return metrics.summarise(
     of_method["personal"],
     unquantised=of_method.get("unquantised"),
     global_model=of_method.get("global"),
     bits=sorted({int(b) for b in bits}),
     bytes_per_model=float(np.mean(sizes)),
-    bytes_per_round=sum(account.round_bytes(travels, taking_part)),
+    bytes_per_round=sum(traffic),
     flops_per_example=float(np.mean(flops)),
     seconds=seconds,
   )

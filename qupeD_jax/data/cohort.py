@@ -32,7 +32,10 @@ def assign_groups(num_clients: int, num_groups: int, num_bits: int = 1) -> tuple
   >>> assign_groups(8, num_groups=2, num_bits=2)
   (array([0, 1, 4, 5], dtype=int32), array([2, 3, 6, 7], dtype=int32))
   """
-  checks.at_least("--clients", num_clients, num_groups * num_bits)
+  if num_groups > 1:
+    enough = num_groups * num_bits
+    allowed = f"at least {enough}, so that each of {num_groups} models meets {num_bits} precisions"
+    checks.require(num_clients >= enough, "--clients", num_clients, allowed)
   client = np.arange(num_clients, dtype=np.int32)
   group = client // num_bits % num_groups
   return tuple(client[group == i] for i in range(num_groups))
