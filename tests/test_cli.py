@@ -51,8 +51,9 @@ def refusal(capfd):
 def test_the_listing_shows_every_experiment_with_its_docstrings_first_line(capsys):
   assert cli.main([]) == 0
   lines = capsys.readouterr().out.splitlines()
-  first = [ast.get_docstring(ast.parse(path.read_text("utf-8"))).splitlines()[0] for path in FILES]
-  assert [line.split(maxsplit=1) for line in lines] == [list(p) for p in zip(NAMES, first)]
+  for path, line in zip(FILES, lines, strict=True):
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert line.split(maxsplit=1) == [path.stem, docstring.splitlines()[0]]
 
 
 @pytest.mark.parametrize("typed", ["quikstart", "Quickstart", "quick", "quickstart.py"])
@@ -68,11 +69,9 @@ def test_what_is_no_experiment_is_refused(refusal, typed):
 
 
 def test_a_typo_does_not_wait_for_jax():
-  code = (
-    "import sys; from experiments.common import cli; cli.main(['x']); print('jax' in sys.modules)"
-  )
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert done.stdout == "False\n"
+  code = "import sys, experiments.common.cli as c; c.main(['x']); print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+  assert done.stdout == b"False\n"
 
 
 # --- options
@@ -247,12 +246,9 @@ def test_finetuning_must_leave_rounds_to_train(refusal):
 
 def test_a_batch_larger_than_the_smallest_client_is_told_what_happens_instead(refusal):
   line = refusal("quickstart", "--batch-size", "500")
-  assert re.match(
-    r"--batch-size 500: allowed is at most \d+, the training rows of client \d+", line
-  )
-  assert line.endswith(
-    "with --partial-batches such a client trains on all of its rows in each step instead"
-  )
+  most = r"--batch-size 500: allowed is at most \d+, the training rows of client \d+; "
+  instead = "with --partial-batches such a client trains on all of its rows in each step instead"
+  assert re.fullmatch(most + instead, line)
 
 
 # --- folders

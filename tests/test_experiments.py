@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ def test_a_config_runs_again_to_the_last_bit(results, tmp_path):
   again = run(tmp_path, options)
   assert (again / "metrics.jsonl").read_bytes() == (results / "metrics.jsonl").read_bytes()
   for path in (results / "models").rglob("*.safetensors"):
-    assert (again / path.relative_to(results)).read_bytes() == path.read_bytes()
+    chex.assert_trees_all_equal(export.load(again / path.relative_to(results)), export.load(path))
   summaries = metrics.read_summary(again), metrics.read_summary(results)
   for one, other in zip(*(summary.values() for summary in summaries), strict=True):
     assert one | {"seconds": 0} == other | {"seconds": 0}
@@ -255,13 +257,13 @@ def test_a_run_that_is_interrupted_leaves_what_was_written(command, monkeypatch)
   assert read(folder / "config.json")["config"]["seed"] == 5
 
 
-def test_a_run_anew_does_not_show_the_results_of_the_last(results, command, monkeypatch, tmp_path):
-  for name in ("summary.json", "table.md", "curves.png"):
-    (tmp_path / name).write_bytes((results / name).read_bytes())
-  monkeypatch.setattr(engine, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-  command()
-  assert {path.name for path in tmp_path.iterdir()} == {
-    "config.json",
-    "metrics.jsonl",
-    "clients.png",
-  }
+def test_a_new_run_does_not_stand_beside_results_of_the_last(results, command, monkeypatch):
+  folder = shutil.copytree(results, results.parent / "copy")
+
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(engine, "run", interrupted)
+  command("--out", str(folder))
+  left = {path.name for path in folder.rglob("*") if path.is_file()}
+  assert left == {"config.json", "metrics.jsonl", "clients.png"}
