@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from qupeD_jax import codebook
 from qupeD_jax.checks import BadInput, require
 from qupeD_jax.types import PyTree
 
@@ -177,8 +178,7 @@ def _encode(path: str, tensor: np.ndarray, centers: np.ndarray) -> np.ndarray:
   entries = np.asarray(tensor, np.float32).ravel()
   if not np.all(np.isfinite(entries)):
     raise BadInput(f"{path}: has entries that are not finite and cannot be quantised")
-  midpoints = (centers[:-1] + centers[1:]) / 2
-  codes = np.searchsorted(midpoints, entries, side="left").astype(np.uint8)
+  codes = np.searchsorted(codebook.midpoints(centers), entries, side="left").astype(np.uint8)
   return _pack_bits(codes, _bits(centers))
 
 

@@ -249,8 +249,8 @@ def print_table(
     methods: name -> what `summarise` returned.
     console: where to, if not standard output.
   """
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-  table.add_column(_COLUMNS[0], overflow="fold")
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+  table.add_column(_COLUMNS[0], overflow="fold", min_width=11)
   for column in _COLUMNS[1:]:
     table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
   for row in _cells(methods):

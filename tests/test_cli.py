@@ -264,7 +264,7 @@ def obstacle(tmp_path):
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "femnist"])
 def test_a_data_dir_that_is_no_folder_is_refused(refusal, obstacle, dataset):
   line = refusal("quickstart", "--dataset", dataset, "--data-dir", str(obstacle))
-  assert line == f"--data-dir {obstacle}: allowed is a folder"
+  assert line.startswith(f"--data-dir {obstacle}: allowed is a folder")
 
 
 def test_an_empty_data_dir_is_told_what_to_run(refusal, tmp_path):
@@ -290,5 +290,4 @@ def test_a_foreign_data_dir_is_told_what_to_run(refusal, tmp_path):
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_an_out_with_a_file_in_the_way_is_refused(refusal, obstacle, inside):
   line = refusal("quickstart", "--out", str(obstacle / inside))
-  assert line.startswith(f"--out {obstacle / inside}: ")
-  assert "folder" in line
+  assert line.startswith(f"--out {obstacle / inside}: allowed is a folder")

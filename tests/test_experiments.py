@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
+import rich.text
 
 from experiments import quickstart
 from experiments.common import cli, methods, study
@@ -218,6 +221,23 @@ def test_partial_batches_let_a_small_client_in():
   assert ragged.sizes(admitted.splits[0].train).min() < 64
 
 
+def test_two_methods_of_one_name_are_refused(tmp_path):
+  jobs = (methods.quped_full_precision, functools.partial(methods.quped_quantised, mixed=True))
+  with pytest.raises(BadInput, match="--bits"):
+    run(tmp_path, dataclasses.replace(SMALLER, bits=(32,)), jobs)
+
+
+def test_the_bar_shows_the_numbers_in_80_columns():
+  console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=True)
+  with Bar(360, console) as bar:
+    bar.start("QuPeD 2 bit, QuPeD 1 bit, QuPeD mixed")
+    bar.advance(120, [{"loss": 1.5, "accuracy": None}, {"loss": 12.5, "accuracy": 0.987}])
+  shown = rich.text.Text.from_ansi(console.file.getvalue()).plain
+  assert re.search(
+    r"QuPeD 2 bit.* 120/360 loss 12\.500  accuracy 98\.7 % [-\d]:[-\d]+:[-\d]+", shown
+  )
+
+
 # --- how a run ends before its end
 
 
@@ -237,12 +257,23 @@ def command(monkeypatch, capsys, tmp_path):
 
 def test_a_run_that_diverges_says_where_and_leaves_what_was_written(command):
   # The first round's only loss is that of the initial weights.
-  code, line, folder = command("--weights-rate", "1e30")
+  code, line, folder = command("--weights-rate", "1e30", "--models", "mlp", "mlp2")
   assert code == 1
-  assert "local, seed 5, round 2: the loss of clients [0, 1, 2, 3, 4, 5, 6, 7] is not" in line
+  clients = r"\[0, 1, 2, 3, 4, 5, 6, 7\]"
+  where = rf"local, seed 5, round 2: the loss.* of clients {clients} is not finite"
+  assert re.match("error: " + where, line)
   assert str(folder) in line
   assert [row["round"] for row in metrics.read_metrics(folder)] == [1]
   assert read(folder / "config.json")["config"]["weights_rate"] == 1e30
+
+
+def test_a_model_that_its_last_step_breaks_is_not_shipped(command, monkeypatch):
+  monkeypatch.setattr(quickstart, "JOBS", (functools.partial(methods.local_quantised, bits=(2,)),))
+  once = ("--rounds", "1", "--finetune-rounds", "0")
+  code, line, folder = command("--weights-rate", "1e30", *once)
+  assert code == 1
+  assert line.startswith("error: local 2 bit, seed 5, round 1: ")
+  assert not (folder / "models").exists()
 
 
 def test_a_run_that_is_interrupted_leaves_what_was_written(command, monkeypatch):

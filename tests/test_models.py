@@ -178,8 +178,8 @@ def test_stats_are_renewed_in_training_only():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "cnn3"}, r"model cnn3: allowed is mlp, cnn1, cnn2 \(nearest: cnn1\)"),
-    ({"name": "MLP"}, r"model MLP: allowed is mlp, cnn1, cnn2 \(nearest: mlp\)"),
+    ({"name": "cnn3"}, r"--models cnn3: allowed is mlp, mlp2, cnn1, cnn2 \(nearest: cnn1\)"),
+    ({"name": "MLP"}, r"--models MLP: allowed is mlp, mlp2, cnn1, cnn2 \(nearest: mlp\)"),
     ({"dtype": "float16"}, "dtype float16: allowed is float32 or bfloat16"),
     ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, None"),
     ({"num_classes": 0}, "num_classes 0: allowed is a whole number of at least 1"),

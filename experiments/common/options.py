@@ -1,6 +1,7 @@
 """The options of a federated experiment, and what is allowed."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -99,6 +100,9 @@ def check(options: Options) -> None:
     checks.positive(flag(name), getattr(options, name))
   for name in ("global_loss_weight", "proximity"):
     checks.non_negative(flag(name), getattr(options, name))
+  # Keys take 32 bits of a seed.
+  last = options.seed + options.seeds - 1
+  checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")
   checks.fraction("--lambda-p", options.lambda_p, closed=False)
   for name in ("participation", "final_rate"):
     checks.fraction(flag(name), getattr(options, name), closed=True)
@@ -108,6 +112,17 @@ def check(options: Options) -> None:
   allowed = f"below --rounds {options.rounds}"
   checks.require(fits, "--finetune-rounds", options.finetune_rounds, allowed)
   checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
+  for name in ("data_dir", "out"):
+    _check_folder(name, getattr(options, name), must_exist=name == "data_dir")
+
+
+def _check_folder(name: str, path: str | None, must_exist: bool) -> None:
+  if path is None:
+    return
+  nearest = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+  holds = nearest.is_dir() and (nearest == Path(path) or not must_exist)
+  allowed = "a folder that exists" if must_exist else "a folder, which is made if need be"
+  checks.require(holds, flag(name), path, allowed)
 
 
 def flag(name: str) -> str:

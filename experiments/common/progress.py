@@ -3,15 +3,18 @@
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class Bar:
   """Shows method, rounds done, loss, accuracy and time left."""
 
   def __init__(self, total: int, console: Console):
+    names = Column(max_width=24, no_wrap=True, overflow="ellipsis")
     self._progress = Progress(
-      TextColumn("{task.description}"),
-      BarColumn(bar_width=20),
+      # Of a long list of methods its beginning is enough: 80 columns have to hold the numbers.
+      TextColumn("{task.description}", markup=False, table_column=names),
+      BarColumn(bar_width=10),
       MofNCompleteColumn(),
       TextColumn("{task.fields[numbers]}"),
       TimeRemainingColumn(),

@@ -19,6 +19,8 @@ from qupeD_jax import account, engine, export, metrics, models, quantize, report
 from qupeD_jax.data import splits
 from qupeD_jax.types import FedState
 
+PICTURES = ("clients.png", "curves.png", "weights.png")
+
 MakeJob = Callable[[Options, Federation], Job]
 
 
@@ -50,7 +52,9 @@ def run(
   federation = fed.load(options, split, make_model)
   jobs = [make(options, federation) for make in make_jobs]
   config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
-  folder = metrics.open_results(options.out or Path("results") / name, config)
+  folder = Path(options.out or Path("results") / name)
+  remove_results(folder)
+  metrics.open_results(folder, config)
   console.print(f"{name}: {describe(options, federation)}")
   report.clients(held_classes(federation), folder / "clients.png")
   summary = {}
@@ -91,7 +95,7 @@ def run_job(
       snapshots.take(chunk.state, first + int(chunk.rounds[-1]))
       bar.advance(len(chunk.rounds), rows)
 
-    bar.start(", ".join(job.bits))
+    bar.start(job_name(job))
     try:
       result = engine.run(
         phase.build,
@@ -116,6 +120,19 @@ def run_job(
     method: _summarise(job, method, federation, options, scores, i, seconds / len(methods))
     for i, method in enumerate(job.bits)
   }
+
+
+def remove_results(folder: Path) -> None:
+  """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
+  for pattern in ("summary.json", "table.md", *PICTURES, "models/*/client_*.safetensors"):
+    for path in folder.glob(pattern):
+      path.unlink()
+
+
+def job_name(job: Job) -> str:
+  """Names a job by its first method, and counts the others."""
+  first, *others = job.bits
+  return f"{first} and {len(others)} more" if others else first
 
 
 def describe(options: Options, federation: Federation) -> str:
