@@ -262,7 +262,6 @@ def test_a_run_that_diverges_says_where_and_leaves_what_was_written(command):
   clients = r"\[0, 1, 2, 3, 4, 5, 6, 7\]"
   where = rf"local, seed 5, round 2: the loss.* of clients {clients} is not finite"
   assert re.match("error: " + where, line)
-  assert str(folder) in line
   assert [row["round"] for row in metrics.read_metrics(folder)] == [1]
   assert read(folder / "config.json")["config"]["weights_rate"] == 1e30
 

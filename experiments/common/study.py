@@ -1,6 +1,7 @@
 """Runs the jobs of an experiment and writes its results folder."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,26 +77,55 @@ def run_job(
   Returns:
     method -> its entry in summary.json.
   """
-  seeds = fed.seeds(options)
-  methods = [(method, seed) for method in job.bits for seed in seeds]  # the order of the runs
+  methods = [(method, seed) for method in job.bits for seed in fed.seeds(options)]  # of the runs
+  snapshots = Snapshots(job, options)
+  bar.start(job_name(job))
+
+  def record(done: int, chunk: engine.Report) -> None:
+    rows = _rows(methods, chunk, done)
+    metrics.append_metrics(folder, rows)
+    snapshots.take(chunk.state, done + int(chunk.rounds[-1]))
+    bar.advance(len(chunk.rounds), rows)
+
+  runs, state, seconds = train_phases(job, options, federation, methods, record)
+  testing = _scored_rows(job, fed.testing(federation, job.groups))
+  scores = engine.score(job.phases[-1].build, runs, state, federation.train, testing)
+  snapshots.draw(folder)
+  save_models(job, options, state, folder)
+  return {
+    method: _summarise(job, method, federation, options, scores, i, seconds / len(methods))
+    for i, method in enumerate(job.bits)
+  }
+
+
+def train_phases(
+  job: Job,
+  options: Options,
+  federation: Federation,
+  methods: list[tuple[str, int]],
+  record: Callable[[int, engine.Report], None],
+) -> tuple[engine.Runs, FedState, float]:
+  """Trains through all phases of a job, each from what the one before left.
+
+  Args:
+    job: what is trained.
+    options: of the experiment.
+    federation: the clients.
+    methods: method and seed of every run.
+    record: called with the rounds done before the phase, and a chunk of it.
+
+  Returns:
+    The runs and their states after the last phase, and the seconds spent on rounds.
+
+  Raises:
+    Diverged: a loss is no longer finite.
+  """
   cohorts = _over_methods(job, lambda bits: fed.training(federation, bits, job.groups))
   validation = _scored_rows(job, fed.validation(federation, job.groups))
-  testing = _scored_rows(job, fed.testing(federation, job.groups))
-  keys = jax.random.wrap_key_data(
-    np.stack([jax.random.key_data(jax.random.key(seed)) for _, seed in methods])
-  )
-  snapshots = Snapshots(job, options)
+  keys = jax.vmap(jax.random.key)(np.array([seed for _, seed in methods], np.uint32))
   state, seconds, done = None, 0.0, 0
   for i, phase in enumerate(job.phases):
     runs = engine.Runs(jax.vmap(jax.random.fold_in, (0, None))(keys, i), cohorts, state)
-
-    def callback(chunk: engine.Report, first=done):
-      rows = _rows(methods, chunk, first)
-      metrics.append_metrics(folder, rows)
-      snapshots.take(chunk.state, first + int(chunk.rounds[-1]))
-      bar.advance(len(chunk.rounds), rows)
-
-    bar.start(job_name(job))
     try:
       result = engine.run(
         phase.build,
@@ -104,22 +134,16 @@ def run_job(
         rounds=phase.rounds,
         every=min(options.eval_every, phase.rounds),
         scored=validation,
-        callback=callback,
+        callback=functools.partial(record, done),
       )
     except engine.NonFinite as error:
       method, seed = methods[error.run]
       raise Diverged(
         f"{method}, seed {seed}, round {done + error.round}: the loss of clients {error.clients} "
-        f"is not finite; smaller rates may help. Everything before is in {folder}"
+        "is not finite; smaller rates may help; what was written before can be read"
       ) from error
     state, seconds, done = result.state, seconds + result.train_seconds, done + phase.rounds
-  scores = engine.score(job.phases[-1].build, runs, state, federation.train, testing)
-  snapshots.draw(folder)
-  save_models(job, options, state, folder)
-  return {
-    method: _summarise(job, method, federation, options, scores, i, seconds / len(methods))
-    for i, method in enumerate(job.bits)
-  }
+  return runs, state, seconds
 
 
 def remove_results(folder: Path) -> None:
