@@ -119,7 +119,8 @@ def run(
     The final state and where the time went.
 
   Raises:
-    NonFinite: a loss was not finite in the chunk just done; everything before was reported.
+    NonFinite: a loss was not finite in the chunk just done, or a NaN is in what it left;
+      everything before was reported.
     BadInput: rounds or every is not positive.
   """
   checks.at_least("--rounds", rounds, 1)
@@ -137,11 +138,11 @@ def run(
   while done < rounds:
     start = time.perf_counter()
     length = min(every, rounds - done)
-    state, infos = train(runs, state, data, jnp.int32(length))
+    state, infos, broken = train(runs, state, data, jnp.int32(length))
     infos = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :length], infos)  # noqa: B023
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
-    _require_finite(infos, numbers)
+    _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
     scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
     callback(Report(state, numbers, _mean_loss(infos), scores))
     done += length
@@ -175,9 +176,23 @@ def _chunk(build, max_rounds: int):
   def chunk(one: Runs, state, data, num_rounds):
     key = jax.random.fold_in(one.key, 1)
     algorithm = build(one.setting)
-    return simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
+    state, infos = simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
+    return state, infos, _broken(state, one.cohorts)
 
   return chunk
+
+
+def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
+  """Tells per cohort which clients hold a NaN, or all of them if the server does: [K] bool."""
+
+  def has_nan(tree):  # codebooks hold infinities on purpose
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.any(jnp.array([jnp.any(jnp.isnan(leaf)) for leaf in floats]))
+
+  return tuple(
+    jax.vmap(has_nan, axis_size=len(cohort.size))(clients) | has_nan(state.server)
+    for clients, cohort in zip(state.clients, cohorts, strict=True)
+  )
 
 
 def _compile(fn, *arguments, donate=()):
@@ -201,17 +216,19 @@ def _compile_score(build, runs, state, data, scored):
   return _compile(fn, runs, state, data, scored)
 
 
-def _require_finite(infos, rounds: np.ndarray) -> None:
-  """Raises NonFinite for the first round in which a loss is not finite."""
-  first = None
-  for info in infos:
-    bad = ~np.isfinite(info.loss) & (info.size > 0)  # [R, r, k]
-    for run_, round_, _ in np.argwhere(bad)[:1]:
-      if first is None or rounds[round_] < first.round:
-        clients = sorted(int(c) for c in info.client[run_, round_][bad[run_, round_]])
-        first = NonFinite(int(run_), int(rounds[round_]), clients)
-  if first is not None:
-    raise first
+def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
+  """Raises NonFinite for the first round with a loss that is not finite, or a NaN at the end."""
+  bad = np.concatenate([~np.isfinite(info.loss) & (info.size > 0) for info in infos], axis=-1)
+  client = np.concatenate([info.client for info in infos], axis=-1)  # both [R, r, k]
+  if not bad.any():  # no loss has shown yet what the last update did
+    client = np.concatenate([cohort.client for cohort in cohorts], axis=-1)[:, None]
+    bad = np.concatenate(broken, axis=-1)[:, None] & (client >= 0)
+    rounds = rounds[-1:]
+  if bad.any():
+    round_ = int(bad.any(axis=(0, 2)).argmax())
+    run_ = int(bad[:, round_].any(axis=-1).argmax())
+    clients = sorted(client[run_, round_][bad[run_, round_]].tolist())
+    raise NonFinite(run_, int(rounds[round_]), clients)
 
 
 def _mean_loss(infos) -> np.ndarray:

@@ -102,7 +102,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
   their own names; its metadata hold the shapes, the bits, a checksum and what the caller adds.
 
   Args:
-    path: the file, in a folder that exists; an older file of that name is replaced.
+    path: the file; its folder is made, an older file of that name is replaced.
     packed: the model.
     metadata: what to remember of it (client id, model name, ...): JSON values, arrays welcome.
 
@@ -123,6 +123,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
   header["crc32"] = _checksum(tensors, header)
   partial = path.with_name(path.name + ".partial")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(safetensors.numpy.save(tensors, header))
     os.replace(partial, path)
   except OSError as error:

@@ -119,8 +119,9 @@ def check(options: Options) -> None:
 def _check_folder(name: str, path: str | None, must_exist: bool) -> None:
   if path is None:
     return
-  nearest = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
-  holds = nearest.is_dir() and (nearest == Path(path) or not must_exist)
+  full = Path(path).expanduser().absolute()
+  nearest = next(p for p in (full, *full.parents) if p.exists())
+  holds = nearest.is_dir() and (nearest == full or not must_exist)
   allowed = "a folder that exists" if must_exist else "a folder, which is made if need be"
   checks.require(holds, flag(name), path, allowed)
 

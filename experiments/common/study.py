@@ -16,8 +16,8 @@ from experiments.common.federation import Federation
 from experiments.common.methods import Job
 from experiments.common.options import Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import account, engine, export, metrics, models, quantize, report
-from qupeD_jax.data import splits
+from qupeD_jax import account, checks, engine, export, metrics, models, quantize, report
+from qupeD_jax.data import sources, splits
 from qupeD_jax.types import FedState
 
 PICTURES = ("clients.png", "curves.png", "weights.png")
@@ -52,10 +52,12 @@ def run(
   console = Console()
   federation = fed.load(options, split, make_model)
   jobs = [make(options, federation) for make in make_jobs]
+  methods = [method for job in jobs for method in job.bits]
+  distinct = len(set(methods)) == len(methods)
+  checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
   config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
-  folder = Path(options.out or Path("results") / name)
+  folder = metrics.open_results(Path(options.out or Path("results") / name).expanduser(), config)
   remove_results(folder)
-  metrics.open_results(folder, config)
   console.print(f"{name}: {describe(options, federation)}")
   report.clients(held_classes(federation), folder / "clients.png")
   summary = {}
@@ -91,7 +93,7 @@ def run_job(
   testing = _scored_rows(job, fed.testing(federation, job.groups))
   scores = engine.score(job.phases[-1].build, runs, state, federation.train, testing)
   snapshots.draw(folder)
-  save_models(job, options, state, folder)
+  save_models(job, options, federation, state, folder)
   return {
     method: _summarise(job, method, federation, options, scores, i, seconds / len(methods))
     for i, method in enumerate(job.bits)
@@ -139,8 +141,8 @@ def train_phases(
     except engine.NonFinite as error:
       method, seed = methods[error.run]
       raise Diverged(
-        f"{method}, seed {seed}, round {done + error.round}: the loss of clients {error.clients} "
-        "is not finite; smaller rates may help; what was written before can be read"
+        f"{method}, seed {seed}, round {done + error.round}: the loss or the model of clients "
+        f"{error.clients} is not finite; smaller rates may help; what was written before it stays"
       ) from error
     state, seconds, done = result.state, seconds + result.train_seconds, done + phase.rounds
   return runs, state, seconds
@@ -149,7 +151,7 @@ def train_phases(
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
   for pattern in ("summary.json", "table.md", *PICTURES, "models/*/client_*.safetensors"):
-    for path in folder.glob(pattern):
+    for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()
 
 
@@ -182,21 +184,37 @@ def server_shapes(job: Job, federation: Federation):
   return jax.eval_shape(lambda key: init(key, federation.train, one_run), jax.random.key(0)).server
 
 
-def save_models(job: Job, options: Options, state: FedState, folder: Path) -> None:
+def about_inputs(options: Options, federation: Federation) -> dict:
+  """Returns what a shipped model needs to be made anew with `models.make`, and on what."""
+  mean, std = sources.statistics(federation.train)
+  return {
+    "dataset": options.dataset,
+    "num_classes": federation.num_classes,
+    "image_shape": federation.train.x.shape[1:],
+    "mean": mean,
+    "std": std,
+  }
+
+
+def save_models(
+  job: Job, options: Options, federation: Federation, state: FedState, folder: Path
+) -> None:
   """Writes the quantised personal models of the first seed, one file per client."""
   if not any(_codebooks(clients) for clients in state.clients):
     return
+  inputs = about_inputs(options, federation)
   for i, method in enumerate(job.bits):
     target = folder / "models" / method.replace(" ", "_")
-    target.mkdir(parents=True, exist_ok=True)
     for group, name, clients in zip(job.groups, options.models, state.clients, strict=True):
       first_seed = jax.device_get(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
       for k, client_id in enumerate(group):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], first_seed)
         metadata = {
           "client": int(client_id),
-          "model": name,
           "bits": int(job.bits[method][client_id]),
+          "seed": options.seed,
+          "model": name,
+          "input": inputs,
         }
         packed = export.pack(one.variables, one.codebooks)
         export.save(target / f"client_{client_id:04d}.safetensors", packed, metadata)
