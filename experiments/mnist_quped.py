@@ -31,6 +31,10 @@ class Options(Federated):
   """Rounds at the end in which quantised models are frozen and fine-tuned."""
   batch_size: int = 50
   """Examples of a step."""
+  centers_rate: float = 1e-6
+  """Step size of the centers; their gradients are sums over entries, so large tensors want less."""
+  proximity: float = 1e-4
+  """Weight of the pull toward the centers at the end of training, to which it grows from 0."""
   eval_every: int = 10
   """Rounds between evaluations on the validation rows."""
 

@@ -56,7 +56,7 @@ def local_quantised(
 ) -> Job:
   """Every client alone, by Algorithm 1, then fine-tuned; see `precisions` for bits and mixed."""
   methods = precisions("local", options, federation, bits, mixed)
-  quantizer = widest_codebook(methods)
+  quantizer = widest_codebook(options, methods)
 
   def build(_):
     return local(federation.models, quantizer, rates=personal_rates(options), **steps(options))
@@ -115,7 +115,7 @@ def quped_quantised(
 ) -> Job:
   """QuPeD with learned codebooks, then fine-tuned; see `precisions` for bits and mixed."""
   methods = precisions("QuPeD", options, federation, bits, mixed)
-  quantizer = widest_codebook(methods)
+  quantizer = widest_codebook(options, methods)
   server = federation.models[0]
 
   def build(_):
@@ -161,10 +161,11 @@ def precisions(
   return variants
 
 
-def widest_codebook(variants: dict[str, np.ndarray]) -> Quantizer:
+def widest_codebook(options: Options, variants: dict[str, np.ndarray]) -> Quantizer:
   """Builds a learned codebook with as many slots as the highest precision below 32 takes."""
   bits = np.concatenate(list(variants.values()))
-  return quantize.learned_codebook(max_bits=int(max(bits[bits != FULL_PRECISION], default=1)))
+  largest = int(max(bits[bits != FULL_PRECISION], default=1))
+  return quantize.learned_codebook(max_bits=largest, clip=options.centers_clip)
 
 
 def every_client(federation: Federation, bits: int) -> np.ndarray:

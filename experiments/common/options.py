@@ -70,7 +70,9 @@ class Options:
   global_loss_weight: float = 0.0
   """Weight of the global model's own cross-entropy; 0 is the paper's QuPeD."""
   centers_rate: float = 1e-4
-  """Step size of the centers."""
+  """Step size of the centers; their gradients are sums over entries, so large tensors want less."""
+  centers_clip: float = 10.0
+  """Bound of every center's gradient, as in the authors' recipe."""
   proximity: float = 1e-3
   """Weight of the pull toward the centers at the end of training, to which it grows from 0."""
   finetune_rate: float = 0.01
@@ -94,7 +96,7 @@ def check(options: Options) -> None:
   }  # fmt: skip
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
-  rates = ("weights_rate", "global_rate", "centers_rate", "finetune_rate",
+  rates = ("weights_rate", "global_rate", "centers_rate", "centers_clip", "finetune_rate",
            "fedavg_rate", "fedavg_finetune_rate", "temperature", "alpha")  # fmt: skip
   for name in rates:
     checks.positive(flag(name), getattr(options, name))
