@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)
 .PHONY: help setup experiment experiments test lint data
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 .venv: .venv/installed
 
