@@ -198,7 +198,7 @@ def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
 def _compile(fn, *arguments, donate=()):
   """Compiles ahead of time: a call that would need a second compilation is an error."""
   lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
-  # On a CPU the work is in library calls: LLVM's higher levels compile for 2 to 3 times as long
+  # On a CPU the work is in library calls: LLVM's higher levels take much longer to compile
   # and gain nothing.
   low_effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
   return lowered.compile(compiler_options=low_effort)
