@@ -26,6 +26,8 @@ class Options:
   """Images of 32x32x3 per client."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the computation."""
+  forms: tuple[Literal["tiles", "im2col", "lax"], ...] = conv.FORMS[::-1]
+  """What is compared with the first of them; on a CPU lax takes minutes in the scan."""
   steps: int = 2
   """Steps of the scan."""
   repeats: int = 5
@@ -63,7 +65,7 @@ def milliseconds(fn, *arguments, repeats: int) -> float:
 
 
 def main(options: Options) -> None:
-  """Prints the time of a step in each form, in a scan and plain, and its ratio to tiles."""
+  """Prints the time of a step in each form, in a scan and plain, and its ratio to the first."""
   keys = jax.random.split(jax.random.key(0), 3)
   shapes = (options.clients, 5, 5, 3, 64), (options.clients, 5, 5, 64, 64)
   kernels = tuple(
@@ -75,12 +77,12 @@ def main(options: Options) -> None:
   print(f"{jax.devices()[0].device_kind}, {options}")
   for place, steps in (("in a scan", options.steps), ("plain", 1)):
     times = {}
-    for form in ("tiles", "im2col", "lax"):
+    for form in options.forms:
       run = functools.partial(scanned, form=form, steps=steps)
       if steps == 1:
         run = jax.vmap(functools.partial(train_step, form=form))
       times[form] = milliseconds(jax.jit(run), kernels, x, repeats=options.repeats) / steps
-    ratios = (f"{form} {t:.1f} ms ({t / times['tiles']:.2f})" for form, t in times.items())
+    ratios = (f"{form} {t:.1f} ms ({t / times[options.forms[0]]:.2f})" for form, t in times.items())
     print(f"{place}: {', '.join(ratios)}", flush=True)
 
 

@@ -12,8 +12,8 @@ over matrices stays a matrix product. Hence, for stride 1, SAME padding, NHWC im
           fewer window bytes (2.8 for k = 5) for (k+1)^2 / k^2 times the products (1.44), and 2x2
           max-pooling becomes a max within a row.
 
-`python -m benchmarks.conv` times the three on the device at hand. With CNN1's shapes tiles was the
-fastest on a CPU and on an H100, in float32 and in bfloat16, and lax in a scan the slowest by far.
+`python -m benchmarks.conv --forms tiles im2col --repeats 3` (2 cores, AMD EPYC, float32, CNN1's
+shapes for 4 clients of 50 images): im2col takes 1.33 times as long as tiles in a scan, 1.37 plain.
 """
 
 import chex
