@@ -1,5 +1,6 @@
 # make experiment NAME=quickstart [ARGS="--rounds 20 --seed 3"]    run an experiment
 # make experiments                                                 list them
+# make report NAME=quickstart                                      results as report.html, table.tex
 # make test                                                        run all tests
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make setup ACCELERATOR=cuda13                                    install jax for cpu, cuda12, cuda13 or tpu
@@ -10,7 +11,7 @@ BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments test lint data
+.PHONY: help setup experiment experiments report test lint data
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -38,6 +39,13 @@ experiment: .venv
 
 experiments: .venv
 	@$(BIN)/python -m experiments
+
+# Results are in results/; those that come with the repository are in experiments/results/.
+report: .venv
+	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
+	@folder="results/$(NAME)"; \
+	if ! test -d "$$folder" && test -d "experiments/$$folder"; then folder="experiments/$$folder"; fi; \
+	$(BIN)/python -m qupeD_jax.page "$$folder"
 
 test: .venv
 	$(BIN)/python -m pytest

@@ -45,6 +45,12 @@ def fraction(name: str, value, *, closed: bool) -> None:
     require(holds, name, value, "above 0 and at most 1" if closed else "in [0, 1)")
 
 
+def share(name: str, value) -> None:
+  """Requires a plain number in [0, 1]; traced values pass."""
+  if concrete(value):
+    require(0 <= value <= 1, name, value, "in [0, 1]")
+
+
 def at_least(name: str, value: int, low: int) -> None:
   """Requires a whole number of at least `low`."""
   holds = isinstance(value, numbers.Integral) and value >= low

@@ -69,39 +69,42 @@ def draw_rows(
   return rows, jnp.broadcast_to(within, rows.shape).astype(jnp.float32)
 
 
-def scan_steps(
+def local_round(
   step_fn: Callable,
-  carry: PyTree,
-  key: Array,
   data: Dataset,
-  rows: tuple[Array, Array],
-  num_steps: int,
-  batch_size: int,
   first_step: Array,
-) -> tuple[PyTree, Array]:
-  """Runs a client's local steps of one round.
+  local_steps: int,
+  batch_size: int,
+  batches_per_step: int = 1,
+) -> Callable:
+  """Returns a client's round: its local steps, scanned over freshly drawn batches.
 
   Args:
-    step_fn: (carry, batch, step [] int32) -> (carry, loss []).
-    carry: what the steps change.
-    key: of this client and round.
+    step_fn: (carry, step [] int32, *batches) -> (carry, loss []).
     data: the training examples of all clients.
-    rows: the client's index [N] and size [].
-    num_steps: tau.
-    batch_size: B.
     first_step: [] int32, steps done before this round; schedules are read at the sum.
+    local_steps: tau.
+    batch_size: B.
+    batches_per_step: how many batches a step gets, drawn independently of each other; the first
+      is the same however many there are.
 
   Returns:
-    The carry after the last step, and the mean loss [].
+    (key of this client and round, carry, (index [N], size [])) -> (carry after the last step, mean
+    loss []).
   """
 
   def body(carry, inputs):
-    step, row, mask = inputs
-    return step_fn(carry, Batch(data.x[row], data.y[row], mask), step)
+    step, drawn = inputs
+    batches = (Batch(data.x[rows], data.y[rows], mask) for rows, mask in drawn)
+    return step_fn(carry, step, *batches)
 
-  batches = draw_rows(key, *rows, num_steps, batch_size)
-  carry, loss = jax.lax.scan(body, carry, (first_step + jnp.arange(num_steps), *batches))
-  return carry, jnp.mean(loss)
+  def run(key, carry, rows):
+    others = (jax.random.fold_in(key, i) for i in range(1, batches_per_step))
+    drawn = tuple(draw_rows(k, *rows, local_steps, batch_size) for k in (key, *others))
+    carry, loss = jax.lax.scan(body, carry, (first_step + jnp.arange(local_steps), drawn))
+    return carry, jnp.mean(loss)
+
+  return run
 
 
 def over_clients(
@@ -126,6 +129,42 @@ def over_clients(
     return states, uploads, Info(cohort.client, cohort.size, loss)
 
   return tuple(zip(*map(run, client_fns, cohorts, clients), strict=True))
+
+
+def gradient_step(
+  variables: PyTree,
+  moments: PyTree,
+  loss_fn: Callable,
+  rate: Array | float,
+  optimizer: optax.GradientTransformation,
+) -> tuple[PyTree, PyTree, Array]:
+  """Takes one step of an optimiser on a whole model.
+
+  Args:
+    variables: the model.
+    moments: the optimiser's state.
+    loss_fn: variables -> (loss [], stats).
+    rate: step size.
+    optimizer: turns the gradient into a direction.
+
+  Returns:
+    New variables, new moments, and the loss before the step.
+  """
+
+  def of_params(params):
+    return loss_fn({**variables, "params": params})
+
+  params = variables["params"]
+  (loss, stats), grads = jax.value_and_grad(of_params, has_aux=True)(params)
+  direction, moments = optimizer.update(grads, moments, params)
+  return {"params": tree.descend(params, direction, rate), "stats": stats}, moments, loss
+
+
+def sgd_step(variables: PyTree, loss_fn: Callable, rate: Array | float) -> tuple[PyTree, Array]:
+  """Takes one step of plain gradient descent; new variables and the loss before it."""
+  optimizer = optax.identity()
+  variables, _, loss = gradient_step(variables, optimizer.init(()), loss_fn, rate, optimizer)
+  return variables, loss
 
 
 # --- the personal model
@@ -177,13 +216,17 @@ def proximal_step(
   quantizer: Quantizer,
   optimizer: optax.GradientTransformation,
   rates: Rates,
+  quantised_loss_fn: Callable | None = None,
+  straight_through: Array | float = 0.0,
 ) -> tuple[Personal, Array]:
   """Takes one step of Algorithm 1 (QuPeD, section 3): first x, then c at the new x.
 
   x <- prox_{eta1 lambda R(., c)}(x - eta1 grad_x [f(x) + f(Q_c(x))])
   c <- prox_{eta2 lambda R(x, .)}(c - eta2 grad_c f(Q_c(x)))
 
-  A client at full precision has no codebook; the terms in Q, R and c drop out.
+  A client at full precision has no codebook; the terms in Q, R and c drop out. A share s of x's
+  data gradient can be taken straight through at Q_c(x): (1 - s) grad f(x) + s (grad f)(Q_c(x)) is
+  then the gradient in the quantised tensors.
 
   Args:
     personal: the client's x, c and optimiser state.
@@ -192,30 +235,46 @@ def proximal_step(
     quantizer: Q, R and the rule for c.
     optimizer: turns the gradient in x into a direction; the identity is plain gradient descent.
     rates: eta1, eta2 and lambda.
+    quantised_loss_fn: the smooth loss at Q_c(x), if it is another one than at x.
+    straight_through: s in [0, 1]; 0 is the paper's step.
 
   Returns:
     The personal model after the step, and the smooth objective before it.
   """
+  quantised_loss_fn = quantised_loss_fn or loss_fn
   eta, pull = value_at(rates.weights, step), value_at(rates.proximity, step)
   variables, codebooks, moments = personal
   params, stats = variables["params"], variables["stats"]
 
-  def objective(params):
-    value, new_stats = loss_fn({"params": params, "stats": stats})
-    if codebooks:
-      quantised = quantizer.project(params, codebooks)
-      value += quantize.is_active(codebooks) * loss_fn({"params": quantised, "stats": stats})[0]
-    return value, new_stats
+  def gradient(fn, params):
+    at = lambda p: fn({"params": p, "stats": stats})
+    (value, new_stats), grads = jax.value_and_grad(at, has_aux=True)(params)
+    return value, new_stats, grads
 
-  (value, new_stats), grads = jax.value_and_grad(objective, has_aux=True)(params)
+  value, new_stats, grads = gradient(loss_fn, params)
+  if codebooks:
+    active = quantize.is_active(codebooks)
+    quantised, pull_back = jax.vjp(lambda p: quantizer.project(p, codebooks), params)
+    value_at_q, _, grads_at_q = gradient(quantised_loss_fn, quantised)
+    value += active * value_at_q
+    if not (checks.concrete(straight_through) and straight_through == 0):
+      # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
+      grads = _mix(grads, grads_at_q, active * straight_through, codebooks)
+    grads = jax.tree.map(lambda g, q: g + active * q, grads, *pull_back(grads_at_q))
   direction, moments = optimizer.update(grads, moments, params)
   params = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
   if codebooks:
     eta = value_at(rates.centers, step)
-    at_centers = {"params": quantizer.project(params, codebooks), "stats": stats}
-    (_, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(at_centers)
-    codebooks = quantizer.update(codebooks, params, grads["params"], eta, eta * pull)
+    _, new_stats, grads = gradient(quantised_loss_fn, quantizer.project(params, codebooks))
+    codebooks = quantizer.update(codebooks, params, grads, eta, eta * pull)
   return Personal({"params": params, "stats": new_stats}, codebooks, moments), value
+
+
+def _mix(at_x: PyTree, at_q: PyTree, share: Array, codebooks: dict[str, Array]) -> PyTree:
+  """Takes a share of the quantised tensors' gradients at Q_c(x), the rest of them at x."""
+  here, there = quantize.flatten(at_x), quantize.flatten(at_q)
+  mixed = {path: (1 - share) * here[path] + share * there[path] for path in codebooks}
+  return quantize.replace(at_x, mixed)
 
 
 def personal_loss(
@@ -224,6 +283,7 @@ def personal_loss(
   teacher_logits: Array | None = None,
   lambda_p: Array | float = 0.0,
   temperature: Array | float = 1.0,
+  classes: Array | None = None,
 ) -> Callable:
   """Returns variables -> ((1 - p) f + p KD [], stats) of a model on a batch, in training mode.
 
@@ -233,6 +293,7 @@ def personal_loss(
     teacher_logits: [B, classes] float32 of the global model; None for f alone.
     lambda_p: p in [0, 1).
     temperature: T > 0.
+    classes: [classes] bool, those that are distilled; None for all.
   """
 
   def loss_fn(variables):
@@ -240,10 +301,30 @@ def personal_loss(
     loss = losses.cross_entropy(logits, batch.y, batch.mask)
     if teacher_logits is None:
       return loss, stats
-    teaching = losses.distillation(logits, teacher_logits, temperature, batch.mask)
+    pair = losses.restrict(logits, classes), losses.restrict(teacher_logits, classes)
+    teaching = losses.distillation(*pair, temperature, batch.mask)
     return (1 - lambda_p) * loss + lambda_p * teaching, stats
 
   return loss_fn
+
+
+def held_classes(
+  model: Model, variables: PyTree, data: Dataset, rows: tuple[Array, Array]
+) -> Array:
+  """Tells which classes a client has training rows of.
+
+  Args:
+    model, variables: any network over the classes; only the number of its outputs matters.
+    data: the training examples of all clients.
+    rows: the client's index [N] and size [].
+
+  Returns:
+    [classes] bool.
+  """
+  logits, _ = jax.eval_shape(lambda v: model.apply(v, data.x[:1], True), variables)
+  index, size = rows
+  counts = jnp.arange(len(index)) < size
+  return jnp.zeros(logits.shape[-1], bool).at[data.y[index]].max(counts)
 
 
 def scored(

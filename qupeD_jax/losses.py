@@ -7,6 +7,8 @@ import optax
 
 from qupeD_jax.types import Array
 
+_NEVER = -1e9  # a finite logit of probability 0: differences of infinities would be NaN
+
 
 def _masked_mean(values: Array, mask: Array) -> Array:
   return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
@@ -49,6 +51,20 @@ def kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array
   return temperature**2 * _masked_mean(
     optax.losses.kl_divergence_with_log_targets(log_q, log_p), mask
   )
+
+
+def reverse_kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array) -> Array:
+  """Averages T^2 KL(softmax(q/T) || softmax(p/T)): `kl` with its sides exchanged."""
+  return kl(q_logits, p_logits, temperature, mask)
+
+
+def restrict(logits: Array, classes: Array | None) -> Array:
+  """Leaves no probability to the classes outside `classes` [classes] bool; None restricts nothing.
+
+  Two restricted distributions differ on the classes left alone, so their divergence is that of the
+  softmax over these.
+  """
+  return logits if classes is None else jnp.where(classes, logits, _NEVER)
 
 
 def distillation(

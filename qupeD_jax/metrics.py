@@ -1,20 +1,22 @@
 """The results folder: what an experiment was asked, what it measured, and what came of it.
 
-  config.json    the options and the versions that ran
-  metrics.jsonl  one line per method, seed and round, written as they come
-  summary.json   per method: accuracies, bytes, FLOPs, seconds
-  table.md       the summary for people
+  config.json      the options, the versions that ran, and when
+  metrics.jsonl    one line per method, seed and round, written as they come
+  summary.json     per method: accuracies, bytes, FLOPs, seconds
+  table.md         the summary for people
+  accuracies.json  per method: the seeds, [S], and the test accuracy of each client's shipped model
+                   in each seed, [S, K], clients in the order of their ids; null for a client
+                   without test rows
+  comparison.json  methods compared with others client by client; see `statistics`
+  comparison.md    the comparisons for people
 
 All JSON is strict: a number that is not finite is written as null.
 """
 
-import contextlib
-import dataclasses
-import json
-import math
+import datetime
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +25,17 @@ import jax
 import jaxlib
 import numpy as np
 import optax
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 
 import qupeD_jax
+from qupeD_jax import files, statistics, tables
 from qupeD_jax.checks import BadInput, require
 
 CONFIG, METRICS, SUMMARY, TABLE = "config.json", "metrics.jsonl", "summary.json", "table.md"
+ACCURACIES = "accuracies.json"
+COMPARISON, COMPARISON_TABLE = "comparison.json", "comparison.md"
 
-_COLUMNS = (
-  "Method",
-  "Accuracy (%)",
-  "Worst decile (%)",
-  "Global (%)",
-  "Bits",
-  "Model",
-  "Round traffic",
-  "Seconds",
-)
+# What an entry of summary.json must have, as numbers or null, beside its accuracy and its bits.
+_NUMBERS = ("global_accuracy", "bytes_per_model", "bytes_per_round", "seconds")
 
 
 def environment() -> dict[str, Any]:
@@ -67,7 +60,7 @@ def environment() -> dict[str, Any]:
 
 
 def open_results(path: str | os.PathLike, config: Any, *, resume: bool = False) -> Path:
-  """Makes a results folder and writes its config.json: the options and the environment.
+  """Makes a results folder and writes its config.json: options, environment and date.
 
   Args:
     path: the folder; its parents are made too.
@@ -81,9 +74,11 @@ def open_results(path: str | os.PathLike, config: Any, *, resume: bool = False) 
     BadInput: the folder cannot be made or written.
   """
   folder = Path(path)
-  with _on_disk(folder):
+  with files.on_disk(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG, _dump({"config": config, "environment": environment()}, indent=2))
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    written = {"config": config, "environment": environment(), "date": started}
+    files.write(folder / CONFIG, files.dump(written, indent=2))
     if resume:
       _drop_partial_line(folder / METRICS)
     else:
@@ -101,11 +96,11 @@ def append_metrics(folder: str | os.PathLike, rows: Iterable[Mapping[str, Any]])
   Raises:
     BadInput: the file cannot be written.
   """
-  lines = "".join(_dump(row) + "\n" for row in rows)
+  lines = "".join(files.dump(row) + "\n" for row in rows)
   path = Path(folder) / METRICS
-  with _on_disk(path), path.open("a", encoding="utf-8") as file:
+  with files.on_disk(path), path.open("a", encoding="utf-8") as file:
     file.write(lines)
-    _sync(file)
+    files.sync(file)
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -122,11 +117,11 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     BadInput: the file cannot be read, or another line than the last is damaged.
   """
   path = Path(folder) / METRICS
-  with _on_disk(path):
+  with files.on_disk(path):
     complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
   rows = {}
   for number, line in enumerate(complete.splitlines(), start=1):
-    row = _parse(line, f"{path}, line {number}")
+    row = files.parse(line, f"{path}, line {number}")
     rows[row.get("method"), row.get("seed"), row.get("round")] = row
   return list(rows.values())
 
@@ -198,9 +193,29 @@ def write_summary(folder: str | os.PathLike, methods: Mapping[str, Mapping[str, 
     BadInput: the files cannot be written.
   """
   folder = Path(folder)
-  with _on_disk(folder):
-    _write(folder / SUMMARY, _dump({"methods": methods}, indent=2))
-    _write(folder / TABLE, markdown_table(methods))
+  with files.on_disk(folder):
+    files.write(folder / SUMMARY, files.dump({"methods": methods}, indent=2))
+    files.write(folder / TABLE, tables.markdown_table(methods))
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+  """Reads config.json.
+
+  Args:
+    folder: the results folder.
+
+  Returns:
+    "config", the options; "environment", the versions that ran; "date", unless it is an old file.
+
+  Raises:
+    BadInput: the file is missing or not a config.
+  """
+  path = Path(folder) / CONFIG
+  written = files.read(path)
+  for name in ("config", "environment"):
+    if not isinstance(written.get(name), dict):
+      raise BadInput(f'{path}: not a config (it has no "{name}")')
+  return written
 
 
 def read_summary(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -215,47 +230,142 @@ def read_summary(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
   Raises:
     BadInput: the file is missing or not a summary.
   """
-  path = Path(folder) / SUMMARY
-  with _on_disk(path):
-    text = path.read_text(encoding="utf-8", errors="replace")
-  summary = _parse(text, path)
-  if "methods" not in summary:
-    raise BadInput(f'{path}: not a summary (it has no "methods")')
-  return summary["methods"]
+  return _methods(Path(folder) / SUMMARY, "summary", _is_entry)
 
 
-def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
-  """Lays the summary out as a Markdown table that reads well unrendered, too.
+def write_accuracies(folder: str | os.PathLike, methods: Mapping[str, Mapping[str, Any]]) -> None:
+  """Writes accuracies.json.
 
   Args:
-    methods: name -> what `summarise` returned.
+    folder: the results folder.
+    methods: name -> "seeds" [S] and "accuracy" [S, K] in [0, 1], of the clients in the order of
+      their ids; NaN or None for a client without test rows.
+
+  Raises:
+    BadInput: accuracies are not of these shapes or not in [0, 1], or the file cannot be written.
+  """
+  path = Path(folder) / ACCURACIES
+  for name, entry in methods.items():
+    _accuracies(entry, f"{path}: {name}")
+  with files.on_disk(path):
+    files.write(path, files.dump({"methods": methods}))
+
+
+def read_accuracies(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+  """Reads accuracies.json.
+
+  Args:
+    folder: the results folder.
 
   Returns:
-    The table, ending in a newline.
+    name -> "seeds", a list [S], and "accuracy", an array [S, K] with NaN for clients without test
+    rows.
+
+  Raises:
+    BadInput: the file is missing or damaged.
   """
-  table = [[cell.replace("|", r"\|") for cell in row] for row in [_COLUMNS, *_cells(methods)]]
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-  table.insert(1, rule)
-  return "".join(_markdown_row(row, widths) for row in table)
+  path = Path(folder) / ACCURACIES
+  methods = _methods(path, "table of accuracies", lambda entry: isinstance(entry, dict))
+  return {name: _accuracies(entry, f"{path}: {name}") for name, entry in methods.items()}
 
 
-def print_table(
-  methods: Mapping[str, Mapping[str, Any]], console: rich.console.Console | None = None
-) -> None:
-  """Prints the summary to the terminal.
+def write_comparisons(
+  folder: str | os.PathLike,
+  pairs: Mapping[str, Sequence[str]],
+  *,
+  level: float = 0.95,
+  draws: int = 10_000,
+  seed: int = 0,
+) -> dict[str, dict[str, statistics.Comparison]]:
+  """Compares methods by accuracies.json and writes comparison.json and comparison.md.
 
   Args:
-    methods: name -> what `summarise` returned.
-    console: where to, if not standard output.
+    folder: the results folder.
+    pairs: method -> the rivals that it is compared with.
+    level, draws, seed: as for `statistics.paired_difference`.
+
+  Returns:
+    Method -> rival -> comparison.
+
+  Raises:
+    BadInput: accuracies.json is missing or lacks a method, or the files cannot be written.
   """
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-  table.add_column(_COLUMNS[0], overflow="fold", min_width=11)
-  for column in _COLUMNS[1:]:
-    table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-  for row in _cells(methods):
-    table.add_row(*map(rich.text.Text, row))  # a plain string's [brackets] would be read as markup
-  (console or rich.console.Console()).print(table)
+  folder, options = Path(folder), {"level": level, "draws": draws, "seed": seed}
+  accuracies = read_accuracies(folder)
+  comparisons = {
+    ours: statistics.compare(accuracies, ours, rivals, **options) for ours, rivals in pairs.items()
+  }
+  with files.on_disk(folder):
+    written = files.dump({**options, "comparisons": comparisons}, indent=2)
+    files.write(folder / COMPARISON, written)
+    files.write(folder / COMPARISON_TABLE, tables.comparison_table(comparisons, level))
+  return comparisons
+
+
+def read_comparisons(
+  folder: str | os.PathLike,
+) -> tuple[dict[str, dict[str, statistics.Comparison]], float]:
+  """Reads comparison.json.
+
+  Args:
+    folder: the results folder.
+
+  Returns:
+    Method -> rival -> comparison, and the level of the intervals.
+
+  Raises:
+    BadInput: the file is missing or damaged.
+  """
+  path = Path(folder) / COMPARISON
+  written = files.read(path)
+  try:
+    comparisons = {
+      ours: {rival: _comparison(entry) for rival, entry in rivals.items()}
+      for ours, rivals in written["comparisons"].items()
+    }
+    return comparisons, float(written["level"])
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise BadInput(f"{path}: not a comparison ({error!r})") from error
+
+
+def _methods(path: Path, kind: str, is_entry: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
+  """Reads what a file says of each method, once all of it is what it should be."""
+  methods = files.read(path).get("methods")
+  if not isinstance(methods, dict):
+    raise BadInput(f'{path}: not a {kind} (it has no "methods")')
+  for name, entry in methods.items():
+    if not is_entry(entry):
+      raise BadInput(f"{path}: not a {kind} (see {name})")
+  return methods
+
+
+def _is_entry(entry: Any) -> bool:
+  """Tells whether an entry of a summary has what tables and pictures show of it."""
+  if not (isinstance(entry, dict) and isinstance(entry.get("accuracy"), dict) and "bits" in entry):
+    return False
+  accuracy = entry["accuracy"]
+  values = [accuracy.get(name, "") for name in ("mean", "std", "worst_decile")]
+  values += [entry.get(name, "") for name in _NUMBERS]
+  return all(value is None or isinstance(value, int | float) for value in values)
+
+
+def _accuracies(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns a method's seeds, [S], and accuracies, [S, K], once they are known to be such."""
+  try:
+    seeds, accuracy = list(entry["seeds"]), np.asarray(entry["accuracy"], np.float64)
+  except (KeyError, TypeError, ValueError) as error:
+    raise BadInput(f"{where}: no seeds with accuracies [seeds, clients]") from error
+  fits = accuracy.ndim == 2 and accuracy.size > 0 and len(seeds) == len(accuracy)
+  allowed = f"[{len(seeds)} seeds, clients]"
+  require(fits, f"{where}: accuracies of shape", accuracy.shape, allowed)
+  outside = accuracy[~np.isnan(accuracy) & ~((accuracy >= 0) & (accuracy <= 1))]
+  require(not outside.size, f"{where}: accuracy", outside[:1], "in [0, 1]")
+  return {"seeds": seeds, "accuracy": accuracy}
+
+
+def _comparison(entry: Mapping[str, Any]) -> statistics.Comparison:
+  difference, low, high = (float(entry[name]) for name in ("difference", "low", "high"))
+  return statistics.Comparison(difference, low, high, int(entry["wins"]))
 
 
 def _scored(per_client) -> list[np.ndarray]:
@@ -276,119 +386,6 @@ def _mean_of_means(per_client) -> float | None:
 
 def _worst_decile(accuracy: np.ndarray) -> float:
   return float(np.mean(np.sort(accuracy)[: max(1, accuracy.size // 10)]))
-
-
-def _cells(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-  """Returns the table's text, a row per method."""
-  return [
-    (
-      name,
-      f"{_percent(entry['accuracy']['mean'])} ± {_percent(entry['accuracy']['std'])}",
-      _percent(entry["accuracy"]["worst_decile"]),
-      _percent(entry["global_accuracy"]),
-      ", ".join(map(str, np.ravel(entry["bits"]))),
-      _bytes(entry["bytes_per_model"]),
-      _bytes(entry["bytes_per_round"]),
-      f"{entry['seconds']:,.1f}" if _is_number(entry["seconds"]) else "-",
-    )
-    for name, entry in methods.items()
-  ]
-
-
-def _markdown_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-  first, *rest = zip(cells, widths, strict=True)
-  texts = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
-  return "| " + " | ".join(texts) + " |\n"
-
-
-def _is_number(value) -> bool:
-  return value is not None and math.isfinite(value)
-
-
-def _percent(value: float | None) -> str:
-  return f"{100 * value:.1f}" if _is_number(value) else "-"
-
-
-def _bytes(value: float | None) -> str:
-  """Writes a number of bytes for people, in decimal units.
-
-  >>> [_bytes(n) for n in (999, 1_500, 999_950, 12_000_000)]
-  ['999 B', '1.5 kB', '1.0 MB', '12.0 MB']
-  """
-  if not _is_number(value):
-    return "-"
-  for unit in ("B", "kB", "MB", "GB"):
-    text = f"{value:.0f}" if unit == "B" else f"{value:.1f}"
-    if float(text) < 1000:
-      return f"{text} {unit}"
-    value /= 1000
-  return f"{value:,.1f} TB"
-
-
-def _plain(value: Any) -> Any:
-  """Turns a value into what strict JSON can hold."""
-  match value:
-    case float():
-      return float(value) if math.isfinite(value) else None
-    case None | bool() | int() | str():
-      return value
-    case np.ndarray() | np.generic() | jax.Array():
-      return _plain(np.asarray(value).tolist())
-    case Mapping():
-      return {str(key): _plain(entry) for key, entry in value.items()}
-    case tuple() if hasattr(value, "_asdict"):
-      return _plain(value._asdict())
-    case list() | tuple():
-      return [_plain(entry) for entry in value]
-    case os.PathLike():
-      return os.fspath(value)
-  if dataclasses.is_dataclass(value):
-    names = [field.name for field in dataclasses.fields(value)]
-    return {name: _plain(getattr(value, name)) for name in names}
-  raise TypeError(f"{value!r} has no place in a JSON file")
-
-
-def _dump(value: Any, indent: int | None = None) -> str:
-  return json.dumps(_plain(value), indent=indent, allow_nan=False)
-
-
-def _parse(text: str, where: object) -> dict[str, Any]:
-  """Reads one JSON object; `where` names its place in the error."""
-  try:
-    value = json.loads(text)
-  except ValueError as error:
-    raise BadInput(f"{where}: damaged ({error})") from error
-  if not isinstance(value, dict):
-    raise BadInput(f"{where}: damaged (not a JSON object)")
-  return value
-
-
-@contextlib.contextmanager
-def _on_disk(path: Path):
-  """Turns what the file system refuses into one line that names the file."""
-  try:
-    yield
-  except OSError as error:
-    raise BadInput(f"{error.filename or path}: {error.strerror or error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-  """Writes all of a file or nothing of it."""
-  partial = path.with_name(path.name + ".partial")
-  try:
-    with partial.open("w", encoding="utf-8") as file:
-      file.write(text if text.endswith("\n") else text + "\n")
-      _sync(file)
-    os.replace(partial, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise
-
-
-def _sync(file) -> None:
-  file.flush()
-  os.fsync(file.fileno())
 
 
 def _drop_partial_line(path: Path) -> None:

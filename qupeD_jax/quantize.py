@@ -51,6 +51,25 @@ def quantile_centers(x: Array, num_centers: Array | int, max_centers: int | None
   return jnp.where(slots < num_centers, centers, jnp.inf)
 
 
+def kmeans_centers(
+  x: Array, num_centers: Array | int, max_centers: int | None = None, iterations: int = 30
+) -> Array:
+  """Places the first centers of a tensor by k-means, from its quantiles on.
+
+  Lloyd's iterations: every entry joins its nearest center, every center becomes the mean of its
+  entries, or stays where it is without any. Args and Returns as in `init_centers`.
+  """
+
+  def lloyd(_, centers):
+    index = codebook.assign(x, centers)
+    total = codebook.sums_per_center(x, index, len(centers))
+    count = codebook.sums_per_center(jnp.ones_like(x), index, len(centers))
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), centers)
+
+  first = quantile_centers(x, num_centers, max_centers)
+  return jnp.sort(jax.lax.fori_loop(0, iterations, lloyd, first))
+
+
 def _slots(num_centers: Array | int, max_centers: int | None) -> Array:
   return jnp.arange(num_centers if max_centers is None else max_centers, dtype=jnp.float32)
 
@@ -172,7 +191,7 @@ def learned_codebook(
 
   Args:
     max_bits: the largest precision among the clients that is not 32; sets the codebooks' width.
-    init: `init_centers` or `quantile_centers`.
+    init: `init_centers`, `quantile_centers` or `kmeans_centers`.
     norm: of the regulariser, "l1" or "l2".
     sharpness: P of soft Q in the projection; None for its limit, hard Q.
     clip: bound of every center's gradient; None for no bound.

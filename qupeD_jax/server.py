@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -42,33 +41,24 @@ def score_global(model: Model, variables: PyTree, cohorts: tuple[Cohort, ...]):
   return tuple(Scored(model, variables, stacked=False) for _ in cohorts)
 
 
-def train_copy(
-  loss_fn: Callable,
+def scored(
+  model: Model,
   variables: PyTree,
-  moments: PyTree,
-  optimizer: optax.GradientTransformation,
-  rate: Array | float,
-) -> tuple[PyTree, PyTree, Array]:
-  """Takes one gradient step on a client's copy of the global model.
+  client_models: tuple[Model, ...],
+  clients: tuple[PyTree, ...],
+  cohorts: tuple[Cohort, ...],
+) -> dict[str, tuple[Scored, ...]]:
+  """Returns what is scored of full-precision personal models and a global one.
 
   Args:
-    loss_fn: variables -> (loss [], stats).
-    variables: the copy w_i.
-    moments: the optimiser's state.
-    optimizer: turns the gradient into a direction.
-    rate: step size.
-
-  Returns:
-    New variables, new moments, and the loss before the step.
+    model, variables: of the server.
+    client_models: one per cohort.
+    clients: their variables, one pytree per cohort, leaves [K, ...].
+    cohorts: the clients.
   """
-
-  def of_params(params):
-    return loss_fn({**variables, "params": params})
-
-  params = variables["params"]
-  (loss, stats), grads = jax.value_and_grad(of_params, has_aux=True)(params)
-  direction, moments = optimizer.update(grads, moments, params)
-  return {"params": tree.descend(params, direction, rate), "stats": stats}, moments, loss
+  pairs = zip(client_models, clients, strict=True)
+  personal = tuple(Scored(m, v, stacked=True) for m, v in pairs)
+  return {"personal": personal, "global": score_global(model, variables, cohorts)}
 
 
 def averaging(
@@ -109,17 +99,17 @@ def averaging(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
 
-    def step_fn(carry, batch, step):
-      variables, moments, loss = train_copy(
-        lambda v: objective(v, state.server, batch), *carry, optimizer, client.value_at(rate, step)
-      )
-      return (variables, moments), loss
+    def step_fn(carry, step, batch):
+      loss_fn = lambda variables: objective(variables, state.server, batch)
+      eta = client.value_at(rate, step)
+      *carry, loss = client.gradient_step(*carry, loss_fn, eta, optimizer)
+      return tuple(carry), loss
+
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
 
     def run(key, nothing, rows):
       carry = state.server, optimizer.init(state.server["params"])
-      (variables, _), loss = client.scan_steps(
-        step_fn, carry, key, data, rows, local_steps, batch_size, first_step
-      )
+      (variables, _), loss = train(key, carry, rows)
       return nothing, variables, loss
 
     clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)

@@ -39,6 +39,12 @@ def descend(params: PyTree, direction: PyTree, rate: Array | float) -> PyTree:
   return jax.tree.map(lambda p, d: p - rate * d, params, direction)
 
 
+def pull(params: PyTree, anchor: PyTree, t: Array | float) -> PyTree:
+  """Minimises t/2 ||z - anchor||^2 + ||z - params||^2 / 2 over z: `anchor` itself for t = inf."""
+  share = 1.0 / (1.0 + t)
+  return jax.tree.map(lambda p, a: a + share * (p - a), params, anchor)
+
+
 def select(mask: Array, chosen: PyTree, other: PyTree) -> PyTree:
   """Picks per client: leaves [K, ...] of `chosen` where mask [K] bool holds, else of `other`."""
 

@@ -177,7 +177,7 @@ def test_help_documents_every_option(capsys, monkeypatch, name, typed):
   assert exited.value.code == 0
   block = re.compile(r"^\W+(--[a-z-]+)(.*?)(?=^\W+--|\Z)", re.MULTILINE | re.DOTALL)
   texts = dict(block.findall(capsys.readouterr().out))
-  for field in dataclasses.fields(importlib.import_module(f"experiments.{name}").Options):
+  for field in dataclasses.fields(importlib.import_module(f"experiments.{name}").DEFAULTS):
     text = texts["--" + field.name.replace("_", "-")]
     words = re.findall("[a-z]{2,}", text.partition("(default:")[0])
     assert "(default: " in text, field.name

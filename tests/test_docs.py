@@ -117,24 +117,24 @@ def test_every_kind_of_extension_has_a_program():
 def test_the_experiment_runs_from_its_command_line(run, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   module = run("extending-an-experiment").module
-  typed = "--mu 0.5 --clients 4 --rounds 2 --finetune-rounds 1 --local-steps 1 --batch-size 4"
+  typed = "--momentum 0.5 --clients 4 --rounds 2 --finetune-rounds 1 --local-steps 1 --batch-size 4"
   typed += " --seeds 1 --eval-every 2 --models mlp2 --out out"
-  options = cli.parse(module.Options, typed.split(), "near_server")
-  assert options.mu == 0.5
+  options = cli.parse(module.DEFAULTS, typed.split(), "heavy_ball")
+  assert options.momentum == 0.5
   module.main(options)
   summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
-  assert set(summary["methods"]) == {"FedAvg", "FedProx"}
+  assert set(summary["methods"]) == {"FedAvg", "FedAvg with momentum"}
   rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
   assert [(r["method"], r["round"]) for r in rows] == [
-    (m, r) for m in ("FedAvg", "FedProx") for r in (1, 2)
+    (m, r) for m in ("FedAvg", "FedAvg with momentum") for r in (1, 2)
   ]
 
 
 def test_the_options_of_the_experiment_explain_themselves(run, capsys):
   module = run("extending-an-experiment").module
   with pytest.raises(SystemExit):
-    cli.parse(module.Options, ["--help"], "near_server")
-  assert "Weight of FedProx's pull toward the server's model." in " ".join(
+    cli.parse(module.DEFAULTS, ["--help"], "heavy_ball")
+  assert "Momentum of a client's optimiser, started anew every round." in " ".join(
     capsys.readouterr().out.replace("│", " ").split()
   )
 

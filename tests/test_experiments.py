@@ -22,7 +22,8 @@ from qupeD_jax import engine, export, metrics, models
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import ragged, sources
 
-OPTIONS = quickstart.Options(
+OPTIONS = dataclasses.replace(
+  quickstart.DEFAULTS,
   clients=8,
   models=("mlp", "mlp2"),
   bits=(1, 2, 32),
@@ -59,9 +60,9 @@ def read(path):
 
 def rebuilt(config):
   """Makes Options of a config.json."""
-  names = [field.name for field in dataclasses.fields(quickstart.Options)]
+  names = [field.name for field in dataclasses.fields(quickstart.DEFAULTS)]
   as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
-  return quickstart.Options(**{name: as_tuple(config["config"][name]) for name in names})
+  return type(OPTIONS)(**{name: as_tuple(config["config"][name]) for name in names})
 
 
 # --- what a run leaves
@@ -69,7 +70,7 @@ def rebuilt(config):
 
 def test_the_folder_holds_what_was_promised(results):
   names = {path.name for path in results.iterdir()}
-  files = {"config.json", "metrics.jsonl", "summary.json", "table.md"}
+  files = {"config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md"}
   pictures = {"curves.png", "clients.png", "weights.png"}
   assert names == files | pictures | {"models"}
   for name in pictures:
@@ -222,7 +223,10 @@ def test_partial_batches_let_a_small_client_in():
 
 
 def test_two_methods_of_one_name_are_refused(tmp_path):
-  jobs = (methods.quped_full_precision, functools.partial(methods.quped_quantised, mixed=True))
+  jobs = (
+    functools.partial(methods.quped_quantised, bits=(32,)),
+    functools.partial(methods.quped_quantised, mixed=True),
+  )
   with pytest.raises(BadInput, match="--bits"):
     run(tmp_path, dataclasses.replace(SMALLER, bits=(32,)), jobs)
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     require_name(name)
     # Imported only now: a typo must not wait for jax.
     experiment = importlib.import_module(f"experiments.{name}")
-    experiment.main(parse(experiment.Options, rest, name))
+    experiment.main(parse(experiment.DEFAULTS, rest, name))
   except BadInput as error:
     return _fail(error, BAD_INPUT)
   except KeyboardInterrupt:
@@ -58,16 +58,16 @@ def require_name(name: str) -> None:
     raise BadInput(f"NAME={name}: no such experiment; nearest is {nearest}; all: make experiments")
 
 
-def parse(options_type: type, arguments: Sequence[str], name: str):
+def parse(defaults, arguments: Sequence[str], name: str):
   """Reads the options of an experiment from the command line.
 
   Args:
-    options_type: a frozen dataclass; tyro makes its fields options and its docstrings their help.
+    defaults: a frozen dataclass; tyro makes its fields options and its docstrings their help.
     arguments: as typed.
     name: of the experiment.
 
   Returns:
-    An instance of `options_type`.
+    `defaults` with what was typed.
 
   Raises:
     BadInput: naming the nearest option for an unknown one, or what is allowed for a bad value.
@@ -76,43 +76,45 @@ def parse(options_type: type, arguments: Sequence[str], name: str):
   # What tyro says of bad input is a box, coloured and as wide as the terminal: it is not for one
   # line. It goes unread, and the argument that is to blame is looked for.
   try:
-    options, unknown = _read(options_type, arguments, name)
+    options, unknown = _read(defaults, arguments, name)
   except SystemExit as error:
     if not error.code:
       raise
-    raise BadInput(_blame(options_type, arguments)) from None
+    raise BadInput(_blame(defaults, arguments)) from None
   if unknown:
-    raise BadInput(_nearest(options_type, unknown[0]))
+    raise BadInput(_nearest(defaults, unknown[0]))
   return options
 
 
-def _read(options_type: type, arguments: Sequence[str], name: str = ""):
+def _read(defaults, arguments: Sequence[str], name: str = ""):
   """Returns the options and the arguments that belong to none."""
   with contextlib.redirect_stderr(io.StringIO()):
     return tyro.cli(
-      options_type,
+      type(defaults),
+      default=defaults,
+      description=_first_line(name),
       args=list(arguments),
       prog=f"make experiment NAME={name} ARGS=",
       return_unknown_args=True,
     )
 
 
-def _blame(options_type: type, arguments: Sequence[str]) -> str:
+def _blame(defaults, arguments: Sequence[str]) -> str:
   """Finds the option whose value cannot be read, and says what is allowed."""
-  types = {_flag(name): kind for name, kind in get_type_hints(options_type).items()}
+  types = {_flag(name): kind for name, kind in get_type_hints(type(defaults)).items()}
   starts = [i for i, argument in enumerate(arguments) if argument.startswith("--")]
   for start, stop in zip(starts, [*starts[1:], None], strict=True):
     typed, *values = (*arguments[start].split("=", 1), *arguments[start + 1 : stop])
     flag = _flag(typed)
-    if flag in types and not _readable(options_type, arguments[start:stop]):
+    if flag in types and not _readable(defaults, arguments[start:stop]):
       value = " ".join(values) or "without a value"
       return f"{flag} {value}: allowed is {_allowed(types[flag])}"
   return f"{' '.join(arguments)}: not understood; ARGS=--help lists the options"
 
 
-def _readable(options_type: type, arguments: Sequence[str]) -> bool:
+def _readable(defaults, arguments: Sequence[str]) -> bool:
   try:
-    _read(options_type, [argument for argument in arguments if argument not in HELP])
+    _read(defaults, [argument for argument in arguments if argument not in HELP])
   except SystemExit:
     return False
   return True
@@ -135,9 +137,9 @@ def _allowed(kind) -> str:
   return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _nearest(options_type: type, unknown: str) -> str:
+def _nearest(defaults, unknown: str) -> str:
   """Says that an argument belongs to no option, and which option it may have been meant for."""
-  types = get_type_hints(options_type)
+  types = get_type_hints(type(defaults))
   known = [*types, *(f"no_{name}" for name, kind in types.items() if kind is bool)]
   typed = unknown.split("=")[0]
   word = typed.strip("-").replace("-", "_").lower()
@@ -154,8 +156,9 @@ def _flag(name: str) -> str:
 
 
 def _first_line(name: str) -> str:
-  """Reads the first line of a docstring without importing the file."""
-  documentation = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text("utf-8"))) or ""
+  """Reads the first line of a docstring without importing the file; empty if there is none."""
+  path = FOLDER / f"{name}.py"
+  documentation = (path.is_file() and ast.get_docstring(ast.parse(path.read_text("utf-8")))) or ""
   return documentation.partition("\n")[0]
 
 

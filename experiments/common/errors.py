@@ -3,3 +3,7 @@
 
 class Diverged(RuntimeError):
   """A method's loss stopped being finite; the message is one line."""
+
+  def __init__(self, method: str, message: str):
+    self.method = method
+    super().__init__(message)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.options import Options
+from experiments.common.options import Federated
 from qupeD_jax import checks, models
 from qupeD_jax.data import cohort, partition, sources, splits
 from qupeD_jax.models.flops import forward_flops
@@ -16,15 +16,15 @@ from qupeD_jax.types import Cohort, Dataset, Model
 class Federation(NamedTuple):
   """Data and clients of an experiment; cohorts have a leading axis of R seeds.
 
-  Clients are in groups by architecture; `server_groups` is the same clients as one group, for
-  methods in which all of them train the server's architecture.
+  Clients are in groups by architecture, unless `of_server` or `by_bits` says otherwise.
   """
 
   train: Dataset
   test: Dataset
   splits: tuple[splits.Split, ...]  # one per seed
   groups: tuple[np.ndarray, ...]  # client ids of each architecture
-  models: tuple[Model, ...]  # one per group; the first is the server's
+  names: tuple[str, ...]  # of the architectures, one per group; the first is the server's
+  models: tuple[Model, ...]  # one per group
   flops: tuple[int, ...]  # of one example's forward pass, one per group
   num_classes: int
 
@@ -33,7 +33,7 @@ class Federation(NamedTuple):
     return sum(map(len, self.groups))
 
 
-def split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.Split:
+def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> splits.Split:
   """Deals the rows to the clients by the partition that the options name."""
   clients, labels = options.clients, train.y
   match options.partition:
@@ -47,6 +47,8 @@ def split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.
       owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
     case "natural":
       owner, test_rows = partition.natural(train.client, clients), splits.own_rows
+  if options.train_share < 1:
+    owner = partition.thin(owner, labels, options.train_share, seed)
   return splits.split(
     train,
     test,
@@ -59,7 +61,7 @@ def split(options: Options, train: Dataset, test: Dataset, seed: int) -> splits.
 
 
 def load(
-  options: Options, split: Callable = split, make_model: Callable = models.make
+  options: Federated, split: Callable = split, make_model: Callable = models.make
 ) -> Federation:
   """Loads the data and deals it to the clients, for every seed.
 
@@ -88,13 +90,13 @@ def load(
   flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
   in_order = lambda by_name: tuple(by_name[name] for name in options.models)
   federation = Federation(
-    train, test, parts, groups, in_order(networks), in_order(flops), num_classes
+    train, test, parts, groups, options.models, in_order(networks), in_order(flops), num_classes
   )
   _check_batches(options, training(federation, np.full(num_clients, 32), groups))
   return federation
 
 
-def seeds(options: Options) -> range:
+def seeds(options: Federated) -> range:
   """Returns the seeds of an experiment."""
   return range(options.seed, options.seed + options.seeds)
 
@@ -116,9 +118,31 @@ def testing(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]
   return federation.test, _stacked(federation, "test", bits, groups)
 
 
-def server_groups(federation: Federation) -> tuple[np.ndarray, ...]:
-  """Returns all clients as one group."""
-  return (np.arange(federation.num_clients),)
+def of_server(federation: Federation) -> Federation:
+  """Returns the same clients as one group: all of them train the server's architecture."""
+  everyone = np.arange(federation.num_clients)
+  return _with_server_architecture(federation, (everyone,))
+
+
+def by_bits(federation: Federation, bits: np.ndarray) -> Federation:
+  """Returns the same clients grouped by their precision, all with the server's architecture.
+
+  Args:
+    federation: of any groups.
+    bits: [clients] int32.
+  """
+  groups = tuple(np.flatnonzero(bits == b) for b in np.unique(bits))
+  return _with_server_architecture(federation, groups)
+
+
+def _with_server_architecture(federation: Federation, groups) -> Federation:
+  count = len(groups)
+  return federation._replace(
+    groups=groups,
+    names=federation.names[:1] * count,
+    models=federation.models[:1] * count,
+    flops=federation.flops[:1] * count,
+  )
 
 
 def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, ...]:
@@ -126,7 +150,7 @@ def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, .
   return cohort.stack(runs)
 
 
-def _check_batches(options: Options, cohorts: tuple[Cohort, ...]) -> None:
+def _check_batches(options: Federated, cohorts: tuple[Cohort, ...]) -> None:
   client, size = cohort.smallest(cohorts)
   checks.require(
     options.partial_batches or options.batch_size <= size,

@@ -1,227 +1,242 @@
-"""The methods of the comparison, each as phases of algorithms with the options' hyperparameters.
+"""Local training, federated averaging and QuPeD, each a function from options and clients to a Job.
 
-Every method gets the same number of rounds. Methods that differ only in their clients' bits form
-one job: they train side by side, as runs of one program.
+Every method gets the same number of rounds. Those that differ only in their clients' bits form one
+job; `bits` gives one variant each, `mixed` one more in which `options.bits` are dealt over the
+clients. Within a `build`, options may hold traced values: variants can differ in them, too.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
-import optax
 
-from experiments.common.federation import Federation, server_groups
+from experiments.common.federation import Federation, of_server
+from experiments.common.jobs import (
+  Job,
+  Phase,
+  Variant,
+  averaging_rounds,
+  decayed,
+  every_client,
+  finetune_options,
+  frozen_last,
+  full_precision,
+  one_phase,
+  personal_rates,
+  precisions,
+  sampled,
+  steps,
+  widest_codebook,
+)
 from experiments.common.options import Options
 from qupeD_jax import client, quantize
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
+from qupeD_jax.algorithms.posttraining import with_post_training_quantisation
 from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.sampling import with_sampling
-from qupeD_jax.data import cohort
-from qupeD_jax.types import FULL_PRECISION, Model, Quantizer
-
-
-class Phase(NamedTuple):
-  """A stretch of rounds of one algorithm."""
-
-  rounds: int
-  build: Callable  # the state that the phase before left (None at first) -> Algorithm
-
-
-class Job(NamedTuple):
-  """Methods that train side by side; they differ in their clients' precisions alone."""
-
-  bits: dict[str, np.ndarray]  # method -> precision of each client [clients]
-  groups: tuple[np.ndarray, ...]  # client ids of each cohort
-  models: tuple[Model, ...]  # personal architecture of each cohort
-  phases: tuple[Phase, ...]
+from qupeD_jax.algorithms.separate import part, separate
 
 
 def local_training(options: Options, federation: Federation) -> Job:
   """Every client alone, at full precision."""
 
-  def build(_):
-    return local(
-      federation.models, quantize.none(), rates=personal_rates(options), **steps(options)
-    )
+  def build(options, _):
+    rates = personal_rates(options)
+    return local(federation.models, quantize.none(), rates=rates, **steps(options))
 
-  bits = {"local": every_client(federation, FULL_PRECISION)}
-  phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, federation.groups, federation.models, phases)
+  variants = full_precision("local", federation)
+  return Job(options, federation, variants, one_phase(options, build))
 
 
 def local_quantised(
   options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
 ) -> Job:
-  """Every client alone, by Algorithm 1, then fine-tuned; see `precisions` for bits and mixed."""
-  methods = precisions("local", options, federation, bits, mixed)
-  quantizer = widest_codebook(options, methods)
+  """Every client alone, by Algorithm 1, then fine-tuned."""
+  variants = precisions("local", options, federation, bits, mixed)
 
-  def build(_):
+  def build(options, _):
+    quantizer = widest_codebook(options, variants)
     return local(federation.models, quantizer, rates=personal_rates(options), **steps(options))
 
-  def build_finetune(trained):
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
     return finetune(federation.models, quantizer, trained, **finetune_options(options))
 
-  phases = two_phases(options, build, build_finetune)
-  return Job(methods, federation.groups, federation.models, phases)
+  phases = frozen_last(options, variants, build, build_last)
+  return Job(options, federation, variants, phases)
+
+
+# --- federated averaging, and what starts from its model
 
 
 def federated_averaging(options: Options, federation: Federation) -> Job:
   """One model of the server's architecture for all clients."""
-  model = federation.models[0]
 
-  def build(_):
-    return fedavg(model, rate=decayed(options, options.fedavg_rate), **steps(options))
+  def build(options, _):
+    rate = decayed(options, options.fedavg_rate)
+    return fedavg(federation.models[0], rate=rate, **steps(options))
 
-  bits = {"FedAvg": every_client(federation, FULL_PRECISION)}
-  phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, server_groups(federation), (model,), phases)
-
-
-def averaging_then_local(options: Options, federation: Federation) -> Job:
-  """One model of the server's architecture, then trained on by every client alone."""
-  model = federation.models[0]
-
-  def build(_):
-    return fedavg(model, rate=decayed(options, options.fedavg_rate), **steps(options))
-
-  def build_local(trained):
-    rates = client.Rates(weights=options.fedavg_finetune_rate)
-    return local((model,), quantize.none(), rates=rates, start=(trained.server,), **steps(options))
-
-  return Job(
-    {"FedAvg + fine-tuning": every_client(federation, FULL_PRECISION)},
-    server_groups(federation),
-    (model,),
-    two_phases(options, build, build_local),
-  )
+  variants = full_precision("FedAvg", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
-def quped_full_precision(options: Options, federation: Federation) -> Job:
-  """QuPeD without codebooks: personalisation by distillation alone."""
+def averaging_then_local(
+  options: Options, federation: Federation, bits: tuple[int, ...] = ()
+) -> Job:
+  """FedAvg's model, trained on by every client alone, then quantised to given bits by k-means.
 
-  def build(_):
-    return quped(federation.models[0], federation.models, quantize.none(), **quped_options(options))
+  Each architecture is a federation of its own: models of different shapes have no mean.
+  """
+  variants = full_precision("FedAvg + fine-tuning", federation)
+  variants |= {f"FedAvg + k-means {b} bit": Variant(every_client(federation, b)) for b in bits}
+  last = options.finetune_rounds
 
-  bits = {"QuPeD 32 bit": every_client(federation, FULL_PRECISION)}
-  phases = (Phase(options.rounds, sampled(options, build)),)
-  return Job(bits, federation.groups, federation.models, phases)
+  def build(options, trained):
+    rates = client.Rates(decayed(options, options.fedavg_finetune_rate, last))
+    alone = {"rates": rates, "start": trained.server, **steps(options)}
+    algorithm = local(federation.models, quantize.none(), **alone)
+    if not bits:
+      return algorithm
+    kmeans = widest_codebook(options, variants, quantize.kmeans_centers)
+    return with_post_training_quantisation(algorithm, kmeans)
+
+  first = averaging_phase(options, federation, options.rounds - last)
+  phases = (first, Phase(last, build)) if last else (first,)
+  return Job(options, federation, variants, phases)
+
+
+def averaging_then_quantised(
+  options: Options, federation: Federation, bits: tuple[int, ...] = ()
+) -> Job:
+  """FedAvg's model, trained on by every client alone by Algorithm 1: QuPeD+ without its server."""
+  variants = precisions("FedAvg + codebook", options, federation, bits, mixed=False)
+  first = averaging_rounds(options)
+  rest = options.rounds - first
+
+  def build(options, trained):
+    return local(
+      federation.models,
+      widest_codebook(options, variants, quantize.kmeans_centers),
+      rates=personal_rates(options, rest),
+      straight_through=options.straight_through,
+      start=trained.server,
+      **steps(options),
+    )
+
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
+    return finetune(federation.models, quantizer, trained, **finetune_options(options))
+
+  averaging = averaging_phase(options, federation, first)
+  phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
+  return Job(options, federation, variants, phases)
+
+
+def averaging_phase(options: Options, federation: Federation, rounds: int) -> Phase:
+  """Returns rounds of FedAvg, each architecture for itself, that leave one model of each."""
+
+  def build(options, _):
+    rate = decayed(options, options.fedavg_rate)
+    return separate(tuple(fedavg(m, rate=rate, **steps(options)) for m in federation.models))
+
+  return Phase(rounds, sampled(options, build), separate=True)
+
+
+# --- QuPeD
 
 
 def quped_quantised(
   options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
 ) -> Job:
-  """QuPeD with learned codebooks, then fine-tuned; see `precisions` for bits and mixed."""
-  methods = precisions("QuPeD", options, federation, bits, mixed)
-  quantizer = widest_codebook(options, methods)
+  """QuPeD as in the paper, then fine-tuned; at 32 bits it has no codebooks and nothing to freeze."""
+  variants = precisions("QuPeD", options, federation, bits, mixed)
   server = federation.models[0]
 
-  def build(_):
+  def build(options, _):
+    quantizer = widest_codebook(options, variants)
     return quped(server, federation.models, quantizer, **quped_options(options))
 
-  def build_finetune(trained):
-    return finetune(
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
+    taught = {"server_model": server, **teaching(options), **finetune_options(options)}
+    return finetune(federation.models, quantizer, trained, **taught)
+
+  phases = frozen_last(options, variants, build, build_last)
+  return Job(options, federation, variants, phases)
+
+
+def quped_from_averaging(
+  options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
+) -> Job:
+  """QuPeD+, our best variant: QuPeD started from FedAvg's model, with all that helped it.
+
+  k-means centers, distillation over the client's own classes, a share of x's gradient straight
+  through at Q, cross-entropy in the global model's loss.
+  """
+  variants = precisions("QuPeD+", options, federation, bits, mixed)
+  server = federation.models[0]
+  first = averaging_rounds(options)
+  rest = options.rounds - first
+
+  def build(options, trained):
+    return quped(
+      server,
       federation.models,
-      quantizer,
-      trained,
-      server_model=server,
-      lambda_p=options.lambda_p,
-      temperature=options.temperature,
-      **finetune_options(options),
+      widest_codebook(options, variants, quantize.kmeans_centers),
+      own_classes=True,
+      straight_through=options.straight_through,
+      start=(trained.server[0], trained.server),
+      **quped_options(options, rest),
     )
 
-  phases = two_phases(options, build, build_finetune)
-  return Job(methods, federation.groups, federation.models, phases)
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
+    taught = {"server_model": server, **teaching(options), **finetune_options(options)}
+    return finetune(federation.models, quantizer, trained, own_classes=True, **taught)
+
+  averaging = averaging_phase(options, federation, first)
+  phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
+  return Job(options, federation, variants, phases)
 
 
-# --- the options as the algorithms take them
-
-
-def precisions(
-  name: str, options: Options, federation: Federation, bits: tuple[int, ...], mixed: bool
-) -> dict[str, np.ndarray]:
-  """Names the variants of a method and gives their clients precisions.
+def quped_within_groups(options: Options, federation: Federation, bits: np.ndarray) -> Job:
+  """QuPeD in which clients learn with their own group only: every group has its own server.
 
   Args:
-    name: of the method.
     options: of the experiment.
-    federation: the clients.
-    bits: one variant each, in which all clients have these bits.
-    mixed: one more variant, in which `options.bits` are dealt over the clients.
-
-  Returns:
-    variant -> precision of each client, [clients] int32.
+    federation: the groups.
+    bits: [clients] int32, precisions.
   """
-  variants = {f"{name} {b} bit": every_client(federation, b) for b in bits}
-  if mixed:
-    kind = "mixed" if len(set(options.bits)) > 1 else f"{options.bits[0]} bit"
-    variants[f"{name} {kind}"] = cohort.assign_bits(options.bits, federation.num_clients)
-  return variants
+  variants = {"QuPeD within groups": Variant(bits)}
+
+  def build(options, _):
+    quantizer = widest_codebook(options, variants)
+    common = quped_options(options)
+    return separate(tuple(quped(m, (m,), quantizer, **common) for m in federation.models))
+
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
+    common = {**teaching(options), **finetune_options(options)}
+    return separate(
+      tuple(
+        finetune((m,), quantizer, own, server_model=m, **common)
+        for m, own in zip(federation.models, part(trained), strict=True)
+      )
+    )
+
+  phases = frozen_last(options, variants, build, build_last)
+  return Job(options, federation, variants, tuple(p._replace(separate=True) for p in phases))
 
 
-def widest_codebook(options: Options, variants: dict[str, np.ndarray]) -> Quantizer:
-  """Builds a learned codebook with as many slots as the highest precision below 32 takes."""
-  bits = np.concatenate(list(variants.values()))
-  largest = int(max(bits[bits != FULL_PRECISION], default=1))
-  return quantize.learned_codebook(max_bits=largest, clip=options.centers_clip)
-
-
-def every_client(federation: Federation, bits: int) -> np.ndarray:
-  """Gives every client the same precision, [clients] int32."""
-  return np.full(federation.num_clients, bits, np.int32)
-
-
-def steps(options: Options) -> dict:
-  """Returns the amount of local work."""
-  return {"local_steps": options.local_steps, "batch_size": options.batch_size}
-
-
-def decayed(options: Options, rate: float) -> Callable:
-  """Lets a rate fall on a cosine over all rounds."""
-  return optax.cosine_decay_schedule(rate, options.rounds * options.local_steps, options.final_rate)
-
-
-def personal_rates(options: Options) -> client.Rates:
-  """Returns the step sizes of x and c; the pull grows linearly until models are frozen."""
-  growing = (options.rounds - options.finetune_rounds) * options.local_steps
-  return client.Rates(
-    weights=decayed(options, options.weights_rate),
-    centers=decayed(options, options.centers_rate),
-    proximity=optax.linear_schedule(0.0, options.proximity, growing),
-  )
-
-
-def quped_options(options: Options) -> dict:
-  """Returns the hyperparameters of QuPeD."""
+def quped_options(options: Options, rounds: int | None = None) -> dict:
+  """Returns the hyperparameters of QuPeD over so many rounds, by default all."""
   return {
-    "lambda_p": options.lambda_p,
-    "temperature": options.temperature,
-    "rates": personal_rates(options),
-    "global_rate": decayed(options, options.global_rate),
+    **teaching(options),
+    "rates": personal_rates(options, rounds),
+    "global_rate": decayed(options, options.global_rate, rounds),
     "global_loss_weight": options.global_loss_weight,
     **steps(options),
   }
 
 
-def finetune_options(options: Options) -> dict:
-  """Returns the hyperparameters of fine-tuning."""
-  return {
-    "rate": options.finetune_rate,
-    "centers_rate": options.centers_rate * options.final_rate,
-    **steps(options),
-  }
-
-
-def two_phases(options: Options, build: Callable, build_last: Callable) -> tuple[Phase, ...]:
-  """Splits the rounds into the main phase and the fine-tuning, which no client sits out."""
-  main = Phase(options.rounds - options.finetune_rounds, sampled(options, build))
-  return (main, Phase(options.finetune_rounds, build_last)) if options.finetune_rounds else (main,)
-
-
-def sampled(options: Options, build: Callable) -> Callable:
-  """Lets a share of the clients take part in a round, if the options ask for it."""
-  if options.participation == 1:
-    return build
-  return lambda trained: with_sampling(build(trained), options.participation)
+def teaching(options: Options) -> dict:
+  """Returns the hyperparameters of distillation."""
+  return {"lambda_p": options.lambda_p, "temperature": options.temperature}

@@ -12,8 +12,8 @@ Bits = Annotated[tuple[int, ...], tyro.conf.arg(metavar="BITS")]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """Options of a federated experiment."""
+class Federated:
+  """What every federated experiment has: data, clients, networks and the amount of work."""
 
   dataset: str = "digits"
   """Data set: digits, mnist, fashion_mnist, cifar10, emnist/NAME or femnist."""
@@ -30,6 +30,8 @@ class Options:
   """Classes that each client holds (partition by_class)."""
   alpha: float = 0.5
   """Concentration of the classes (partition dirichlet)."""
+  train_share: float = 1.0
+  """Share of its training rows, class by class, that a client keeps."""
   validation: float = 0.1
   """Share of its training rows that a client validates on."""
   max_test_rows: int | None = None
@@ -45,7 +47,7 @@ class Options:
   rounds: int = 60
   """Rounds in all, fine-tuning among them."""
   finetune_rounds: int = 12
-  """Rounds at the end in which quantised models are frozen and fine-tuned."""
+  """Rounds at the end in which quantised models are frozen and fine-tuned, and FedAvg's local."""
   local_steps: int = 10
   """Steps of a client in a round."""
   batch_size: int = 16
@@ -54,21 +56,45 @@ class Options:
   """Let a client with fewer rows than a batch train on all of its rows in each step."""
   participation: float = 1.0
   """Share of the clients that train in a round."""
+  inner_steps: int = 5
+  """Gradient steps that pFedMe takes on each batch."""
+  averaging_share: float = 0.6
+  """Share of the rounds that is FedAvg, in QuPeD+ and FedAvg + codebook, which start from it."""
   eval_every: int = 5
   """Rounds between evaluations on the validation rows."""
 
+  seed: int = 0
+  """First seed: of the data's division, the weights and the batches."""
+  seeds: int = 3
+  """Number of seeds, counted up from the first; they train side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+  """What is tuned, method by method."""
+
   lambda_p: float = 0.5
   """Weight of distillation against cross-entropy."""
+  global_lambda_p: float = 0.5
+  """The same for FML's global model."""
   temperature: float = 1.0
   """Temperature of the distillation."""
   weights_rate: float = 0.1
   """Step size of the personal weights."""
   global_rate: float = 0.1
-  """Step size of QuPeD's global model."""
+  """Step size of the global model that personal ones learn with."""
   fedavg_rate: float = 0.1
-  """Step size of FedAvg."""
+  """Step size of FedAvg, FedProx and Per-FedAvg."""
   global_loss_weight: float = 0.0
   """Weight of the global model's own cross-entropy; 0 is the paper's QuPeD."""
+  straight_through: float = 0.5
+  """Share of the gradient taken at the quantised weights, in QuPeD+ and FedAvg + codebook."""
+  penalty: float = 0.1
+  """Weight of the pull toward the global model, in Ditto, pFedMe and QuPeL."""
+  mu: float = 0.01
+  """Weight of FedProx's pull toward the server's model."""
+  inner_rate: float = 0.02
+  """Step size of Per-FedAvg's inner step, the one that personalises."""
   centers_rate: float = 1e-4
   """Step size of the centers; their gradients are sums over entries, so large tensors want less."""
   centers_clip: float = 10.0
@@ -82,31 +108,27 @@ class Options:
   final_rate: float = 0.08
   """Share of the step sizes that is left at the end of training, on a cosine from 1."""
 
-  seed: int = 0
-  """First seed: of the data's division, the weights and the batches."""
-  seeds: int = 3
-  """Number of seeds, counted up from the first; they train side by side."""
+
+@dataclasses.dataclass(frozen=True)
+class Options(Hyperparameters, Federated):
+  """Options of an experiment in which all methods share their hyperparameters."""
 
 
-def check(options: Options) -> None:
+def check(options: Federated) -> None:
   """Raises BadInput for the first option that is out of range; needs no data."""
+  if isinstance(options, Hyperparameters):
+    check_hyperparameters(options)
   at_least = {
     "clients": 1, "classes_per_client": 1, "rounds": 1, "finetune_rounds": 0, "local_steps": 1,
-    "batch_size": 1, "eval_every": 1, "seed": 0, "seeds": 1,
+    "batch_size": 1, "inner_steps": 1, "eval_every": 1, "seed": 0, "seeds": 1,
   }  # fmt: skip
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
-  rates = ("weights_rate", "global_rate", "centers_rate", "centers_clip", "finetune_rate",
-           "fedavg_rate", "fedavg_finetune_rate", "temperature", "alpha")  # fmt: skip
-  for name in rates:
-    checks.positive(flag(name), getattr(options, name))
-  for name in ("global_loss_weight", "proximity"):
-    checks.non_negative(flag(name), getattr(options, name))
+  checks.positive("--alpha", options.alpha)
   # Keys take 32 bits of a seed.
   last = options.seed + options.seeds - 1
   checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")
-  checks.fraction("--lambda-p", options.lambda_p, closed=False)
-  for name in ("participation", "final_rate"):
+  for name in ("participation", "averaging_share", "train_share"):
     checks.fraction(flag(name), getattr(options, name), closed=True)
   checks.bits("--bits", options.bits)
   checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
@@ -116,6 +138,20 @@ def check(options: Options) -> None:
   checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
   for name in ("data_dir", "out"):
     _check_folder(name, getattr(options, name), must_exist=name == "data_dir")
+
+
+def check_hyperparameters(values: Hyperparameters) -> None:
+  """Raises BadInput for the first hyperparameter that is out of range."""
+  positive = ("weights_rate", "global_rate", "centers_rate", "centers_clip", "finetune_rate",
+              "fedavg_rate", "fedavg_finetune_rate", "temperature", "penalty")  # fmt: skip
+  for name in positive:
+    checks.positive(flag(name), getattr(values, name))
+  for name in ("global_loss_weight", "proximity", "mu", "inner_rate"):
+    checks.non_negative(flag(name), getattr(values, name))
+  for name in ("lambda_p", "global_lambda_p"):
+    checks.fraction(flag(name), getattr(values, name), closed=False)
+  checks.share("--straight-through", values.straight_through)
+  checks.fraction("--final-rate", values.final_rate, closed=True)
 
 
 def _check_folder(name: str, path: str | None, must_exist: bool) -> None:

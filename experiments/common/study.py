@@ -1,9 +1,7 @@
 """Runs the jobs of an experiment and writes its results folder."""
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,25 +9,35 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common import federation as fed
-from experiments.common.errors import Diverged
+from experiments.common import training
 from experiments.common.federation import Federation
-from experiments.common.methods import Job
-from experiments.common.options import Options, check
+from experiments.common.jobs import Job, MakeJob
+from experiments.common.options import Federated, Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import account, checks, engine, export, metrics, models, quantize, report
+from qupeD_jax import (
+  account,
+  checks,
+  engine,
+  export,
+  metrics,
+  models,
+  quantize,
+  report,
+  tables,
+)
 from qupeD_jax.data import sources, splits
 from qupeD_jax.types import FedState
 
+OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
 PICTURES = ("clients.png", "curves.png", "weights.png")
-
-MakeJob = Callable[[Options, Federation], Job]
 
 
 def run(
   name: str,
-  options: Options,
+  options: Federated,
   make_jobs: Sequence[MakeJob],
   *,
+  comparisons: Mapping[str, Sequence[str]] | None = None,
   split: Callable = fed.split,
   make_model: Callable = models.make,
 ) -> Path:
@@ -39,6 +47,8 @@ def run(
     name: of the experiment; names its results folder.
     options: of the experiment.
     make_jobs: one per job, (options, federation) -> Job.
+    comparisons: method -> its rivals, to be compared with it client by client; those that are not
+      trained here are passed over.
     split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
@@ -52,116 +62,93 @@ def run(
   console = Console()
   federation = fed.load(options, split, make_model)
   jobs = [make(options, federation) for make in make_jobs]
-  methods = [method for job in jobs for method in job.bits]
+  for job in jobs:
+    check(job.options)
+  methods = [method for job in jobs for method in job.variants]
   distinct = len(set(methods)) == len(methods)
   checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
-  config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
-  folder = metrics.open_results(Path(options.out or Path("results") / name).expanduser(), config)
-  remove_results(folder)
+  folder = open_folder(name, options)
   console.print(f"{name}: {describe(options, federation)}")
   report.clients(held_classes(federation), folder / "clients.png")
-  summary = {}
+  summary, accuracies = {}, {}
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
     for job in jobs:
-      summary |= run_job(job, options, federation, folder, bar)
+      entries, scores = run_job(job, folder, bar)
+      summary, accuracies = summary | entries, accuracies | scores
       metrics.write_summary(folder, summary)
+      metrics.write_accuracies(folder, accuracies)
+  if pairs := among(comparisons or {}, accuracies):
+    metrics.write_comparisons(folder, pairs)
   report.curves(metrics.read_metrics(folder), folder / "curves.png")
-  metrics.print_table(summary, console)
+  tables.print_table(summary, console)
   console.print(f"results in {folder}")
   return folder
 
 
-def run_job(
-  job: Job, options: Options, federation: Federation, folder: Path, bar: Bar
-) -> dict[str, dict]:
+def open_folder(name: str, options: Federated) -> Path:
+  """Opens the results folder of an experiment and writes its options down."""
+  config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
+  folder = metrics.open_results(Path(options.out or Path("results") / name).expanduser(), config)
+  remove_results(folder)
+  return folder
+
+
+def run_job(job: Job, folder: Path, bar: Bar) -> tuple[dict[str, dict], dict[str, dict]]:
   """Trains the methods of one job, all seeds and all methods side by side.
 
   Returns:
-    method -> its entry in summary.json.
+    Two dicts by method: the entries of summary.json and those of accuracies.json.
   """
-  methods = [(method, seed) for method in job.bits for seed in fed.seeds(options)]  # of the runs
-  snapshots = Snapshots(job, options)
+  options, federation = job.options, job.federation
+  methods = training.methods_of_runs(job)
+  snapshots = Snapshots(job)
   bar.start(job_name(job))
 
   def record(done: int, chunk: engine.Report) -> None:
-    rows = _rows(methods, chunk, done)
+    rows = training.rows_of(methods, chunk, done)
     metrics.append_metrics(folder, rows)
     snapshots.take(chunk.state, done + int(chunk.rounds[-1]))
     bar.advance(len(chunk.rounds), rows)
 
-  runs, state, seconds = train_phases(job, options, federation, methods, record)
-  testing = _scored_rows(job, fed.testing(federation, job.groups))
-  scores = engine.score(job.phases[-1].build, runs, state, federation.train, testing)
+  trained = training.train(job, record)
+  testing = training.scored_rows(job, fed.testing(federation, federation.groups))
+  scores = engine.score(trained.build, trained.runs, trained.state, federation.train, testing)
   snapshots.draw(folder)
-  save_models(job, options, federation, state, folder)
-  return {
-    method: _summarise(job, method, federation, options, scores, i, seconds / len(methods))
-    for i, method in enumerate(job.bits)
+  save_models(job, trained.state, folder)
+  entries, accuracies = {}, {}
+  for i, method in enumerate(job.variants):
+    own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
+    entries[method] = _summarise(job, method, own, trained.seconds / len(methods))
+    accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
+  return entries, accuracies
+
+
+def among(
+  comparisons: Mapping[str, Sequence[str]], methods: Container[str]
+) -> dict[str, list[str]]:
+  """Returns the comparisons between methods that there are."""
+  pairs = {
+    ours: [rival for rival in rivals if rival in methods]
+    for ours, rivals in comparisons.items()
+    if ours in methods
   }
-
-
-def train_phases(
-  job: Job,
-  options: Options,
-  federation: Federation,
-  methods: list[tuple[str, int]],
-  record: Callable[[int, engine.Report], None],
-) -> tuple[engine.Runs, FedState, float]:
-  """Trains through all phases of a job, each from what the one before left.
-
-  Args:
-    job: what is trained.
-    options: of the experiment.
-    federation: the clients.
-    methods: method and seed of every run.
-    record: called with the rounds done before the phase, and a chunk of it.
-
-  Returns:
-    The runs and their states after the last phase, and the seconds spent on rounds.
-
-  Raises:
-    Diverged: a loss is no longer finite.
-  """
-  cohorts = _over_methods(job, lambda bits: fed.training(federation, bits, job.groups))
-  validation = _scored_rows(job, fed.validation(federation, job.groups))
-  keys = jax.vmap(jax.random.key)(np.array([seed for _, seed in methods], np.uint32))
-  state, seconds, done = None, 0.0, 0
-  for i, phase in enumerate(job.phases):
-    runs = engine.Runs(jax.vmap(jax.random.fold_in, (0, None))(keys, i), cohorts, state)
-    try:
-      result = engine.run(
-        phase.build,
-        runs,
-        federation.train,
-        rounds=phase.rounds,
-        every=min(options.eval_every, phase.rounds),
-        scored=validation,
-        callback=functools.partial(record, done),
-      )
-    except engine.NonFinite as error:
-      method, seed = methods[error.run]
-      raise Diverged(
-        f"{method}, seed {seed}, round {done + error.round}: the loss or the model of clients "
-        f"{error.clients} is not finite; smaller rates may help; what was written before it stays"
-      ) from error
-    state, seconds, done = result.state, seconds + result.train_seconds, done + phase.rounds
-  return runs, state, seconds
+  return {ours: rivals for ours, rivals in pairs.items() if rivals}
 
 
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
-  for pattern in ("summary.json", "table.md", *PICTURES, "models/*/client_*.safetensors"):
+  for pattern in (*OTHERS, *PICTURES, "models/*/client_*.safetensors"):
     for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()
 
 
 def job_name(job: Job) -> str:
   """Names a job by its first method, and counts the others."""
-  first, *others = job.bits
+  first, *others = job.variants
   return f"{first} and {len(others)} more" if others else first
 
 
-def describe(options: Options, federation: Federation) -> str:
+def describe(options: Federated, federation: Federation) -> str:
   """Says in one line what is about to be trained on."""
   counted = splits.report(
     federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
@@ -176,12 +163,23 @@ def held_classes(federation: Federation) -> np.ndarray:
   return splits.report(split, federation.train.y, federation.test.y, federation.num_classes)[0]
 
 
-def server_shapes(job: Job, federation: Federation):
-  """Returns shapes and dtypes of what travels: the server's part of the state."""
-  cohorts = fed.training(federation, next(iter(job.bits.values())), job.groups)
-  one_run = jax.tree.map(lambda leaf: leaf[0], cohorts)
-  init = job.phases[0].build(None).init
-  return jax.eval_shape(lambda key: init(key, federation.train, one_run), jax.random.key(0)).server
+def round_traffic(job: Job) -> int:
+  """Counts what all clients send and receive in a round, in bytes, in the phase with most of it."""
+  federation, options = job.federation, job.options
+  bits = next(iter(job.variants.values())).bits
+  cohorts = jax.tree.map(lambda leaf: leaf[0], fed.training(federation, bits, federation.groups))
+  participants = [max(1, round(options.participation * len(g))) for g in federation.groups]
+  state, most = None, 0
+  for phase in job.phases:
+    init = lambda state, key, phase=phase: phase.build(options, state).init(
+      key, federation.train, cohorts
+    )
+    state = jax.eval_shape(init, state, jax.random.key(0))
+    servers = state.server if phase.separate else (state.server,)
+    taking_part = participants if phase.separate else [sum(participants)]
+    pairs = zip(servers, taking_part, strict=True)
+    most = max(most, sum(sum(account.round_bytes(*pair)) for pair in pairs))
+  return most
 
 
 def about_inputs(options: Options, federation: Federation) -> dict:
@@ -196,22 +194,23 @@ def about_inputs(options: Options, federation: Federation) -> dict:
   }
 
 
-def save_models(
-  job: Job, options: Options, federation: Federation, state: FedState, folder: Path
-) -> None:
+def save_models(job: Job, state: FedState, folder: Path) -> None:
   """Writes the quantised personal models of the first seed, one file per client."""
   if not any(_codebooks(clients) for clients in state.clients):
     return
+  options, federation = job.options, job.federation
   inputs = about_inputs(options, federation)
-  for i, method in enumerate(job.bits):
+  for i, (method, variant) in enumerate(job.variants.items()):
     target = folder / "models" / method.replace(" ", "_")
-    for group, name, clients in zip(job.groups, options.models, state.clients, strict=True):
+    for group, name, clients in zip(
+      federation.groups, federation.names, state.clients, strict=True
+    ):
       first_seed = jax.device_get(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
       for k, client_id in enumerate(group):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], first_seed)
         metadata = {
           "client": int(client_id),
-          "bits": int(job.bits[method][client_id]),
+          "bits": int(variant.bits[client_id]),
           "seed": options.seed,
           "model": name,
           "input": inputs,
@@ -223,12 +222,12 @@ def save_models(
 class Snapshots:
   """Collects one quantised tensor of one client over the rounds, for weights.png."""
 
-  def __init__(self, job: Job, options: Options, count: int = 5):
+  def __init__(self, job: Job, count: int = 5):
     total = sum(phase.rounds for phase in job.phases)
     self.due = [round(total * i / (count - 1)) for i in range(count)]
     self.taken = []
-    self.method = next(iter(job.bits))
-    self.client = int(job.groups[0][0])
+    self.method = next(iter(job.variants))
+    self.client = int(job.federation.groups[0][0])
     self.path = ""
 
   def take(self, state: FedState, done: int) -> None:
@@ -253,56 +252,25 @@ def _codebooks(clients) -> dict:
   return getattr(clients, "codebooks", {})
 
 
-def _over_methods(job: Job, cohorts_of: Callable) -> tuple:
-  """Joins the runs of all methods: cohorts [methods * seeds, K, ...]."""
-  parts = [cohorts_of(bits) for bits in job.bits.values()]
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _scored_rows(job: Job, scored):
-  data, cohorts = scored
-  return data, _over_methods(job, lambda bits: cohorts)
-
-
-def _rows(methods, chunk: engine.Report, first: int) -> list[dict]:
-  """Writes a chunk as rows of metrics.jsonl; its last round was evaluated."""
-  rows = []
-  for (run_, (method, seed)), (j, round_) in itertools.product(
-    enumerate(methods), enumerate(chunk.rounds)
-  ):
-    row = {"method": method, "seed": seed, "round": first + int(round_)}
-    row |= {"loss": float(chunk.loss[run_, j]), "accuracy": None, "global_accuracy": None}
-    if j == len(chunk.rounds) - 1:
-      row["accuracy"] = float(np.mean(chunk.scores["personal"][run_]))
-      if "global" in chunk.scores:
-        row["global_accuracy"] = float(np.mean(chunk.scores["global"][run_]))
-    rows.append(row)
-  return rows
-
-
-def _summarise(
-  job: Job, method: str, federation: Federation, options: Options, scores, i: int, seconds: float
-) -> dict:
-  own = slice(i * options.seeds, (i + 1) * options.seeds)
-  of_method = {name: values[own] for name, values in scores.items()}
-  bits = job.bits[method]
+def _summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:
+  federation, bits = job.federation, job.variants[method].bits
   sizes, flops = [], []
-  for group, model, cost in zip(job.groups, job.models, federation.flops, strict=False):
+  for group, model, cost in zip(
+    federation.groups, federation.models, federation.flops, strict=True
+  ):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     paths = [p for p in quantize.flatten(shapes["params"]) if quantize.is_quantised(p)]
     sizes += [
       account.model_bytes(shapes["params"], paths, int(bits[c]), shapes["stats"]) for c in group
     ]
     flops += [cost] * len(group)
-  taking_part = sum(max(1, round(options.participation * len(group))) for group in job.groups)
-  traffic = account.round_bytes(server_shapes(job, federation), taking_part)
   return metrics.summarise(
-    of_method["personal"],
-    unquantised=of_method.get("unquantised"),
-    global_model=of_method.get("global"),
+    scores["personal"],
+    unquantised=scores.get("unquantised"),
+    global_model=scores.get("global"),
     bits=sorted({int(b) for b in bits}),
     bytes_per_model=float(np.mean(sizes)),
-    bytes_per_round=sum(traffic),
+    bytes_per_round=round_traffic(job),
     flops_per_example=float(np.mean(flops)),
     seconds=seconds,
   )

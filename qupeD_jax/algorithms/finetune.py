@@ -23,6 +23,7 @@ def finetune(
   server_model: Model | None = None,
   lambda_p: Array | float = 0.0,
   temperature: Array | float = 1.0,
+  own_classes: bool = False,
   rate: Array | float | Callable = 0.01,
   centers_rate: Array | float | Callable = 1e-5,
   optimizer: optax.GradientTransformation = optax.identity(),
@@ -38,6 +39,7 @@ def finetune(
     server_model: the architecture of w; None for p = 0.
     lambda_p: p in [0, 1).
     temperature: T > 0.
+    own_classes: distil over the classes that the client has training rows of.
     rate: step size of the exempt parameters, a number or a schedule of the local step.
     centers_rate: step size of the centers, likewise.
     optimizer: over the exempt parameters, without its learning rate.
@@ -77,18 +79,20 @@ def finetune(
     return client.Personal({"params": params, "stats": stats}, centers, moments), value
 
   def client_fn(model, state, data):
-    def step_fn(personal, batch, step):
-      teacher_logits = None
-      if server_model is not None:
-        teacher_logits = server_model.apply(state.server, batch.x, True)[0]
-      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature)
-      return train_exempt(personal, loss_fn, step)
-
     def run(key, personal, rows):
+      held = (model, personal.variables, data, rows)
+      classes = client.held_classes(*held) if own_classes else None
+
+      def step_fn(personal, step, batch):
+        teacher_logits = None
+        if server_model is not None:
+          teacher_logits = server_model.apply(state.server, batch.x, True)[0]
+        distilled = (teacher_logits, lambda_p, temperature, classes)
+        return train_exempt(personal, client.personal_loss(model, batch, *distilled), step)
+
       first_step = state.round * local_steps
-      personal, loss = client.scan_steps(
-        step_fn, personal, key, data, rows, local_steps, batch_size, first_step
-      )
+      train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+      personal, loss = train(key, personal, rows)
       return personal, (), loss
 
     return run

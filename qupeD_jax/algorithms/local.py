@@ -8,8 +8,8 @@ start from FedAvg's model is FedAvg with local fine-tuning.
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import client
-from qupeD_jax.types import Algorithm, FedState, Model, PyTree, Quantizer
+from qupeD_jax import checks, client
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 
 def local(
@@ -20,6 +20,7 @@ def local(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  straight_through: Array | float = 0.0,
   start: tuple[PyTree, ...] | None = None,
 ) -> Algorithm:
   """Builds local training.
@@ -31,6 +32,7 @@ def local(
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     local_steps: tau, steps of a round.
     batch_size: B.
+    straight_through: share in [0, 1] of x's gradient that is taken at Q_c(x); 0 is the paper's.
     start: variables per cohort that its clients start from; None draws them.
 
   Returns:
@@ -40,6 +42,7 @@ def local(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size, rates)
+  checks.share("--straight-through", straight_through)
 
   def init(key, data, cohorts):
     del data
@@ -47,16 +50,22 @@ def local(
     return FedState({}, clients, jnp.int32(0))
 
   def client_round(model, data, first_step):
-    def step_fn(personal, batch, step):
+    def step_fn(personal, step, batch):
       loss_fn = client.personal_loss(model, batch)
       return client.proximal_step(
-        personal, loss_fn, step, quantizer=quantizer, optimizer=optimizer, rates=rates
+        personal,
+        loss_fn,
+        step,
+        quantizer=quantizer,
+        optimizer=optimizer,
+        rates=rates,
+        straight_through=straight_through,
       )
 
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+
     def run(key, personal, rows):
-      personal, loss = client.scan_steps(
-        step_fn, personal, key, data, rows, local_steps, batch_size, first_step
-      )
+      personal, loss = train(key, personal, rows)
       return personal, (), loss
 
     return run

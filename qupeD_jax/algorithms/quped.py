@@ -24,6 +24,10 @@ def quped(
   rates: client.Rates = client.Rates(),
   global_rate: Array | float | Callable = 0.1,
   global_loss_weight: Array | float = 0.0,
+  global_divergence: Callable = losses.kl,
+  global_temperature: Array | float | None = None,
+  own_classes: bool = False,
+  straight_through: Array | float = 0.0,
   optimizer: optax.GradientTransformation = optax.identity(),
   global_optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
@@ -38,8 +42,10 @@ def quped(
     w <- w - eta3 grad_w [p (KD(x, w) + KD(Q_c(x), w)) + a f(w)]             at the new x and c
 
   F(x, c, w) = (1 - p) (f(x) + f(Q_c(x))) + p (KD(x, w) + KD(Q_c(x), w)),
-  KD(x, w) = T^2 KL(softmax(w/T) || softmax(x/T)). The paper's QuPeD has a = 0: its global model
-  learns from the personal ones alone. Terms in Q and c drop out where a client has 32 bits.
+  KD(x, w) = T^2 KL(softmax(w/T) || softmax(x/T)). Terms in Q and c drop out where a client has 32
+  bits. The defaults are the paper's; what goes beyond it is off: a = 0, so that the global model
+  learns from the personal ones alone, one divergence and temperature for both directions,
+  distillation over all classes, x's gradient taken at x, a cold start.
 
   Args:
     server_model: the architecture of w.
@@ -50,6 +56,11 @@ def quped(
     rates: eta1, eta2 and lambda, numbers or schedules of the local step.
     global_rate: eta3, a number or a schedule of the local step.
     global_loss_weight: a >= 0, of the cross-entropy in w's loss.
+    global_divergence: what w minimises, (global logits, personal logits, T, mask) -> []:
+      `losses.kl`, as in the paper, or `losses.reverse_kl`, in which x teaches w as w teaches x.
+    global_temperature: T of w's loss, where it is another than x's.
+    own_classes: distil over the classes that the client has training rows of.
+    straight_through: share in [0, 1] of x's data gradient that is taken at Q_c(x).
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     global_optimizer: over a client's copy of w, likewise; started anew every round.
     local_steps: tau, steps of a round.
@@ -68,6 +79,9 @@ def quped(
   checks.positive("--temperature", temperature)
   checks.positive("--global-rate", global_rate)
   checks.non_negative("--global-loss-weight", global_loss_weight)
+  checks.share("--straight-through", straight_through)
+  global_temperature = temperature if global_temperature is None else global_temperature
+  checks.positive("--global-temperature", global_temperature)
 
   def init(key, data, cohorts):
     del data
@@ -75,8 +89,8 @@ def quped(
     clients = client.start_clients(client_models, client_start, key, cohorts, quantizer, optimizer)
     return FedState(server_start, clients, jnp.int32(0))
 
-  def client_step(model):
-    def step_fn(carry, batch, step):
+  def client_step(model, classes):
+    def step_fn(carry, step, batch):
       personal, (copy, moments) = carry
 
       def forward(params):
@@ -84,12 +98,18 @@ def quped(
 
       # One pass through w serves thrice: as the teacher of x, as that of Q, and in w's own step.
       teacher_logits, backward, stats = jax.vjp(forward, copy["params"], has_aux=True)
-      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature)
+      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature, classes)
       personal, loss = client.proximal_step(
-        personal, loss_fn, step, quantizer=quantizer, optimizer=optimizer, rates=rates
+        personal,
+        loss_fn,
+        step,
+        quantizer=quantizer,
+        optimizer=optimizer,
+        rates=rates,
+        straight_through=straight_through,
       )
       targets = personal_logits(model, personal, batch)
-      (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch))
+      (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
       direction, moments = global_optimizer.update(grads, moments, copy["params"])
       rate = client.value_at(global_rate, step)
       copy = {"params": tree.descend(copy["params"], direction, rate), "stats": stats}
@@ -110,9 +130,11 @@ def quped(
       pairs.append((quantize.is_active(codebooks), logits(quantised)))
     return jax.lax.stop_gradient(pairs)
 
-  def global_loss(global_logits, targets, batch):
+  def global_loss(global_logits, targets, batch, classes):
+    ours = losses.restrict(global_logits, classes)
     teaching = sum(
-      weight * losses.kl(global_logits, logits, temperature, batch.mask)
+      weight
+      * global_divergence(ours, losses.restrict(logits, classes), global_temperature, batch.mask)
       for weight, logits in targets
     )
     own = losses.cross_entropy(global_logits, batch.y, batch.mask)
@@ -122,13 +144,13 @@ def quped(
     first_step = state.round * local_steps
 
     def client_fn(model):
-      step_fn = client_step(model)
-
       def run(key, personal, rows):
+        held = (model, personal.variables, data, rows)
+        classes = client.held_classes(*held) if own_classes else None
+        step_fn = client_step(model, classes)
+        train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
         carry = personal, (state.server, global_optimizer.init(state.server["params"]))
-        (personal, (copy, _)), loss = client.scan_steps(
-          step_fn, carry, key, data, rows, local_steps, batch_size, first_step
-        )
+        (personal, (copy, _)), loss = train(key, carry, rows)
         return personal, copy, loss
 
       return run

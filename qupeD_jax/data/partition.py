@@ -7,7 +7,7 @@ clients can share a row. Everything follows from an integer seed, and nothing lo
 import numpy as np
 
 from qupeD_jax.checks import BadInput, at_least, require
-from qupeD_jax.data.ragged import gather, rank, sizes
+from qupeD_jax.data.ragged import gather, rank, select, sizes
 
 NOBODY = -1  # the owner of unused rows
 LEAST = 2  # training rows without which a client cannot both train and validate
@@ -114,6 +114,34 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
   """
   _require_rows_for_clients(num_clients, len(labels))
   return generator(seed, "iid").permutation(np.arange(len(labels), dtype=np.int32) % num_clients)
+
+
+def thin(owner: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+  """Takes rows from every client at random until a share of those of each class is left.
+
+  Args:
+    owner: [M] int32, NOBODY for unused rows.
+    labels: [M] int32.
+    share: in (0, 1], of a client's rows of one class; rounded up, so that no class is lost.
+    seed: of everything random here.
+
+  Returns:
+    owner [M] int32, with more unused rows.
+
+  Raises:
+    BadInput: if the share is out of range.
+
+  >>> thin(np.zeros(8, np.int32), np.repeat([0, 1], 4), share=0.25, seed=0).tolist().count(0)
+  2
+  """
+  require(0 < share <= 1, "--train-share", share, "above 0 and at most 1")
+  num_classes = int(labels.max()) + 1
+  kind = np.where(owner == NOBODY, NOBODY, owner * num_classes + labels)
+  rows = gather(kind, int(kind.max()) + 1, generator(seed, "thin"))
+  kept = select(rows, rank(rows) < np.repeat(np.ceil(share * sizes(rows)), sizes(rows)))
+  thinned = np.full_like(owner, NOBODY)
+  thinned[kept.rows] = owner[kept.rows]
+  return thinned
 
 
 def natural(client: np.ndarray | None, num_clients: int | None = None) -> np.ndarray:

@@ -35,6 +35,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
   "mlp2": partial(_mlp, widths=(32, 32)),
   "cnn1": CNN,
   "cnn2": partial(CNN, channels=(32, 32), widths=(192, 96)),
+  "cnn3": partial(CNN, channels=(16, 16), widths=(96, 48)),
 }
 NAMES = tuple(_MODULES)
 DTYPES = ("float32", "bfloat16")

@@ -1,0 +1,193 @@
+"""What a study trains: jobs, their phases, and the options as the algorithms take them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from experiments.common.federation import Federation, of_server
+from experiments.common.options import Options
+from qupeD_jax import checks, client, quantize
+from qupeD_jax.algorithms.sampling import with_sampling
+from qupeD_jax.data import cohort
+from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
+
+
+class Phase(NamedTuple):
+  """A stretch of rounds of one algorithm."""
+
+  rounds: int
+  build: Callable  # (options, the state that the phase before left or None) -> Algorithm
+  separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
+
+
+class Variant(NamedTuple):
+  """One of the methods of a job."""
+
+  bits: np.ndarray  # [clients] int32, precision of each
+  changes: dict[str, float] = {}  # hyperparameters that differ from the job's options
+
+
+class Job(NamedTuple):
+  """Methods that train side by side, as runs of one program; bits and hyperparameters differ."""
+
+  options: Options
+  federation: Federation  # its groups are the cohorts
+  variants: dict[str, Variant]  # by method
+  phases: tuple[Phase, ...]
+
+
+MakeJob = Callable[[Options, Federation], Job]
+
+
+# --- other jobs of a job
+
+
+def with_values(make: MakeJob, values: dict[str, Any]) -> MakeJob:
+  """Makes the same job with other options."""
+
+  def made(options, federation):
+    return make(dataclasses.replace(options, **values), federation)
+
+  return made
+
+
+def on_server_architecture(make: MakeJob) -> MakeJob:
+  """Makes the same job with all clients on the server's architecture."""
+  return lambda options, federation: make(options, of_server(federation))
+
+
+def configurations(job: Job, changes: list[dict[str, float]]) -> Job:
+  """Trains a job's only method with several hyperparameters side by side, named by their number."""
+  ((method, variant),) = job.variants.items()
+  variants = {f"{method} #{i}": variant._replace(changes=c) for i, c in enumerate(changes)}
+  return job._replace(variants=variants)
+
+
+# --- what a job is made of
+
+
+def full_precision(method: str, federation: Federation) -> dict[str, Variant]:
+  """Returns the one variant of a method at full precision."""
+  return {method: Variant(every_client(federation, FULL_PRECISION))}
+
+
+def precisions(
+  method: str, options: Options, federation: Federation, bits: tuple[int, ...], mixed: bool
+) -> dict[str, Variant]:
+  """Names the variants of a method and gives their clients precisions.
+
+  Args:
+    method: its name.
+    options: of the experiment.
+    federation: the clients.
+    bits: one variant each, in which all clients have these bits.
+    mixed: one more variant, in which `options.bits` are dealt over the clients.
+  """
+  variants = {f"{method} {b} bit": Variant(every_client(federation, b)) for b in bits}
+  if mixed:
+    kind = "mixed" if len(set(options.bits)) > 1 else f"{options.bits[0]} bit"
+    dealt = cohort.assign_bits(options.bits, federation.num_clients)
+    variants[f"{method} {kind}"] = Variant(dealt)
+  return variants
+
+
+def every_client(federation: Federation, bits: int) -> np.ndarray:
+  """Gives every client the same precision, [clients] int32."""
+  return np.full(federation.num_clients, bits, np.int32)
+
+
+def widest_codebook(
+  options: Options, variants: dict[str, Variant], init: Callable = quantize.init_centers
+) -> Quantizer:
+  """Builds a learned codebook as wide as the highest precision below 32 takes.
+
+  Where all clients are at full precision there is none, and nothing is computed for one.
+  """
+  if not is_quantised(variants):
+    return quantize.none()
+  bits = np.concatenate([variant.bits for variant in variants.values()])
+  widest = int(bits[bits != FULL_PRECISION].max())
+  return quantize.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
+
+
+def one_phase(options: Options, build: Callable) -> tuple[Phase, ...]:
+  """Trains by one algorithm for all rounds."""
+  return (Phase(options.rounds, sampled(options, build)),)
+
+
+def frozen_last(
+  options: Options,
+  variants: dict[str, Variant],
+  build: Callable,
+  build_last: Callable,
+  rounds: int | None = None,
+) -> tuple[Phase, ...]:
+  """Splits so many rounds, by default all, into training and the fine-tuning of frozen models.
+
+  No client sits out the fine-tuning. There is none where nothing is quantised.
+  """
+  rounds = options.rounds if rounds is None else rounds
+  last = options.finetune_rounds if is_quantised(variants) else 0
+  phases = (Phase(rounds - last, sampled(options, build)), Phase(last, build_last))
+  return tuple(phase for phase in phases if phase.rounds)
+
+
+def is_quantised(variants: dict[str, Variant]) -> bool:
+  """Tells whether any client of any variant is quantised."""
+  return any(np.any(variant.bits != FULL_PRECISION) for variant in variants.values())
+
+
+def steps(options: Options) -> dict:
+  """Returns the amount of local work."""
+  return {"local_steps": options.local_steps, "batch_size": options.batch_size}
+
+
+def averaging_rounds(options: Options) -> int:
+  """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
+  least = options.finetune_rounds + 1
+  allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
+  checks.require(options.rounds > least, "--rounds", options.rounds, allowed)
+  return min(max(1, round(options.averaging_share * options.rounds)), options.rounds - least)
+
+
+def decayed(options: Options, rate: float, rounds: int | None = None) -> Callable:
+  """Lets a rate fall on a cosine over so many rounds, by default all."""
+  num_steps = (options.rounds if rounds is None else rounds) * options.local_steps
+  return optax.cosine_decay_schedule(rate, num_steps, options.final_rate)
+
+
+def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
+  """Returns the step sizes of x and c over so many rounds, by default all.
+
+  The pull toward the centers grows linearly until the models are frozen for the last rounds.
+  """
+  rounds = options.rounds if rounds is None else rounds
+  growing = (rounds - options.finetune_rounds) * options.local_steps
+  return client.Rates(
+    weights=decayed(options, options.weights_rate, rounds),
+    centers=decayed(options, options.centers_rate, rounds),
+    proximity=optax.linear_schedule(0.0, options.proximity, growing),
+  )
+
+
+def finetune_options(options: Options) -> dict:
+  """Returns the hyperparameters of fine-tuning."""
+  return {
+    "rate": options.finetune_rate,
+    "centers_rate": options.centers_rate * options.final_rate,
+    **steps(options),
+  }
+
+
+def sampled(options: Options, build: Callable) -> Callable:
+  """Lets a share of the clients take part in a round, if the options ask for it."""
+  if options.participation == 1:
+    return build
+
+  def build_sampled(options, trained) -> Algorithm:
+    return with_sampling(build(options, trained), options.participation)
+
+  return build_sampled

@@ -1,0 +1,105 @@
+"""Chooses hyperparameters: as many configurations for every method, by validation rows alone."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from experiments.common import comparison, study, training, tuned
+from experiments.common import federation as fed
+from experiments.common.comparison import Entry
+from experiments.common.errors import Diverged
+from experiments.common.jobs import Job, configurations
+from experiments.common.options import Hyperparameters, Options, check
+from experiments.common.progress import Bar
+from qupeD_jax import engine, files, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning(Options):
+  """A search; the hyperparameters are those that all configurations share."""
+
+  only: tuple[str, ...] = ()
+  """Methods to tune; by default all."""
+
+
+def run(name: str, options: Tuning) -> Path:
+  """Tries every method's configurations and writes down the best.
+
+  The configurations of a method train side by side. The best has the highest mean, over seeds, of
+  the personal accuracy on the clients' validation rows after the last round; the earlier one wins
+  a tie. Test rows are never looked at.
+
+  Returns:
+    The results folder: tuned.toml, tuning.md and, as of any study, config.json and metrics.jsonl.
+
+  Raises:
+    BadInput: an option is out of range or does not fit the data.
+  """
+  check(options)
+  console, entries = Console(), comparison.chosen(options.only)
+  federation = fed.load(options)
+  jobs = {entry.name: _job(entry, options, federation) for entry in entries}
+  folder = study.open_folder(name, options)
+  best, tried, chosen = {}, {}, set()
+  with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
+    for method, job in jobs.items():
+      scores = _scores(job, folder, bar, console)
+      tried |= {key: (job.variants[key].changes, score) for key, score in scores.items()}
+      winner = max(scores, key=lambda key, scores=scores: np.mean(scores[key]))
+      chosen.add(winner)
+      best[method] = _shared(options) | job.variants[winner].changes
+      tuned.write(folder / "tuned.toml", options.dataset, best)
+      _write_table(folder / "tuning.md", tried, chosen)
+  console.print(f"results in {folder}")
+  return folder
+
+
+def _job(entry: Entry, options: Tuning, federation) -> Job:
+  changes = comparison.configurations(entry.grid)
+  return configurations(entry.tune(options, federation), changes)
+
+
+def _shared(options: Tuning) -> dict[str, float]:
+  names = [field.name for field in dataclasses.fields(Hyperparameters)]
+  return {name: getattr(options, name) for name in names}
+
+
+def _scores(job: Job, folder: Path, bar: Bar, console: Console) -> dict[str, list[float]]:
+  """Trains the configurations of a method: validation accuracy of each seed after the last round.
+
+  One that diverges is left out, and the others are trained anew without it.
+  """
+  bar.start(study.job_name(job))
+  last, scores = sum(phase.rounds for phase in job.phases), {}
+
+  def record(done: int, chunk: engine.Report) -> None:
+    rows = training.rows_of(training.methods_of_runs(job), chunk, done)
+    metrics.append_metrics(folder, rows)
+    bar.advance(len(chunk.rounds), rows)
+    for row in rows:
+      if row["round"] == last:
+        scores.setdefault(row["method"], []).append(row["accuracy"])
+
+  try:
+    training.train(job, record)
+  except Diverged as error:
+    console.print(f"left out: {error}", highlight=False)
+    left = {key: variant for key, variant in job.variants.items() if key != error.method}
+    if not left:
+      raise
+    return _scores(job._replace(variants=left), folder, bar, console)
+  return scores
+
+
+def _write_table(path: Path, tried, chosen: set[str]) -> None:
+  """Writes all configurations with their validation accuracy, the chosen ones marked."""
+  lines = ["| Configuration | Hyperparameters | Validation accuracy (%) | Chosen |"]
+  lines.append("| --- | --- | ---: | :---: |")
+  for key, (changes, scores) in tried.items():
+    values = ", ".join(f"{name} {value:g}" for name, value in changes.items())
+    mark = "yes" if key in chosen else ""
+    lines.append(f"| {key} | {values} | {100 * np.mean(scores):.1f} | {mark} |")
+  with files.on_disk(path):
+    files.write(path, "\n".join(lines))

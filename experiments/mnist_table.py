@@ -1,0 +1,23 @@
+"""Every method on MNIST: 50 clients of 3 and of 4 classes, tuned one by one.
+
+make data NAME=mnist
+make experiment NAME=mnist_table
+"""
+
+from experiments.common import comparison
+from experiments.common.comparison import Comparison
+
+DEFAULTS = Comparison(
+  dataset="mnist",
+  models=("cnn1",),
+  clients=50,
+  rounds=110,
+  finetune_rounds=22,
+  batch_size=50,
+  eval_every=11,
+)
+
+
+def main(options: Comparison) -> None:
+  """Runs the experiment."""
+  comparison.run("mnist_table", options)

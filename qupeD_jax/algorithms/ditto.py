@@ -1,0 +1,87 @@
+"""Ditto: personal models held near a global one that FedAvg trains beside them.
+
+Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
+ICML 2021, Algorithm 1.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from qupeD_jax import checks, client, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+
+
+def ditto(
+  model: Model,
+  *,
+  penalty: Array | float = 0.1,
+  rate: Array | float | Callable = 0.1,
+  global_rate: Array | float | Callable = 0.1,
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.by_size,
+  start: PyTree | None = None,
+) -> Algorithm:
+  """Builds Ditto. A client's local step, w being the server's model as it was sent out, is
+
+    w_i <- w_i - eta3 grad f(w_i)
+    v_i <- prox_{eta1 penalty/2 ||. - w||^2}(v_i - eta1 grad f(v_i))
+
+  and the server averages the w_i. The pull toward w is taken implicitly, where the paper takes a
+  gradient step: the fixed points are the same, and no penalty is too large. With penalty 0 the v_i
+  train alone; with an infinite one they are w.
+
+  Args:
+    model: the one architecture that all clients train, twice.
+    penalty: the paper's lambda, at least 0.
+    rate: eta1, of v, a number or a schedule of the local step.
+    global_rate: eta3, of w, likewise.
+    local_steps: tau, steps of a round; each takes one step of w and one of v, on the same batch.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean of the w_i.
+    start: the first variables of w and all v_i; None draws them.
+
+  Returns:
+    An Algorithm; scored are v, as "personal", and w, as "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size)
+  checks.non_negative("--penalty", penalty)
+  checks.positive("--rate", rate)
+  checks.positive("--global-rate", global_rate)
+
+  def init(key, data, cohorts):
+    del data
+    variables = model.init(key) if start is None else start
+    clients = tuple(tree.repeat(variables, len(cohort.size)) for cohort in cohorts)
+    return FedState(variables, clients, jnp.int32(0))
+
+  def round_fn(key, state, data, cohorts):
+    def step_fn(carry, step, batch):
+      personal, copy = carry
+      loss_fn = client.personal_loss(model, batch)
+      eta = client.value_at(rate, step)
+      copy, _ = client.sgd_step(copy, loss_fn, client.value_at(global_rate, step))
+      personal, loss = client.sgd_step(personal, loss_fn, eta)
+      near = tree.pull(personal["params"], state.server["params"], eta * penalty)
+      return ({**personal, "params": near}, copy), loss
+
+    first_step = state.round * local_steps
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+
+    def run(key, personal, rows):
+      (personal, copy), loss = train(key, (personal, state.server), rows)
+      return personal, copy, loss
+
+    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    copy = server.average(uploads, cohorts, weigh, state.server)
+    return FedState(copy, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    return server.scored(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
+
+  return Algorithm(init, round_fn, personalize)

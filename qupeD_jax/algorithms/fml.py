@@ -1,0 +1,108 @@
+"""FML: a personal model and the copy of a shared one teach each other.
+
+Shen, Zhang, Jia, Zhang, Huang, Zhou, Kuang, Wu, Wu, "Federated Mutual Learning", 2020
+(arXiv 2006.16765). The teachers' outputs are held fixed, as in Zhang, Xiang, Hospedales, Lu, "Deep
+Mutual Learning", CVPR 2018, on which it builds.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from qupeD_jax import checks, client, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+
+
+def fml(
+  server_model: Model,
+  client_models: tuple[Model, ...],
+  *,
+  lambda_p: Array | float = 0.5,
+  global_lambda_p: Array | float = 0.5,
+  temperature: Array | float = 1.0,
+  rate: Array | float | Callable = 0.1,
+  global_rate: Array | float | Callable = 0.1,
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.by_size,
+  start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
+) -> Algorithm:
+  """Builds FML. A client's local step on one batch, both gradients taken at the models before it:
+
+    x_i <- x_i - eta1 grad_x [(1 - p) f(x_i) + p T^2 KL(softmax(w_i/T) || softmax(x_i/T))]
+    w_i <- w_i - eta3 grad_w [(1 - q) f(w_i) + q T^2 KL(softmax(x_i/T) || softmax(w_i/T))]
+
+  and the server averages the w_i. With p = 0 the x_i train alone, with q = 0 w is FedAvg's.
+
+  Args:
+    server_model: the architecture of w, FML's "meme" model.
+    client_models: of x, one per cohort, with the server's classes.
+    lambda_p: p in [0, 1), the paper's 1 - alpha.
+    global_lambda_p: q in [0, 1), the paper's 1 - beta.
+    temperature: T > 0.
+    rate: eta1, a number or a schedule of the local step.
+    global_rate: eta3, likewise.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean of the w_i.
+    start: the server's variables and one client model's per cohort; None draws them.
+
+  Returns:
+    An Algorithm; scored are x, as "personal", and w, as "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size)
+  checks.fraction("--lambda-p", lambda_p, closed=False)
+  checks.fraction("--global-lambda-p", global_lambda_p, closed=False)
+  checks.positive("--temperature", temperature)
+  checks.positive("--rate", rate)
+  checks.positive("--global-rate", global_rate)
+
+  def init(key, data, cohorts):
+    del data
+    server_start, starts = start or (server_model.init(key), [m.init(key) for m in client_models])
+    pairs = zip(starts, cohorts, strict=True)
+    clients = tuple(tree.repeat(variables, len(cohort.size)) for variables, cohort in pairs)
+    return FedState(server_start, clients, jnp.int32(0))
+
+  def client_step(model):
+    def student(model, batch, teacher_logits, weight):
+      return client.personal_loss(model, batch, teacher_logits, weight, temperature)
+
+    def step_fn(carry, step, batch):
+      personal, copy = carry
+      personal_logits, _ = model.apply(personal, batch.x, True)
+      global_logits, _ = server_model.apply(copy, batch.x, True)
+      taught = student(model, batch, global_logits, lambda_p)
+      personal, loss = client.sgd_step(personal, taught, client.value_at(rate, step))
+      taught = student(server_model, batch, personal_logits, global_lambda_p)
+      copy, _ = client.sgd_step(copy, taught, client.value_at(global_rate, step))
+      return (personal, copy), loss
+
+    return step_fn
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+
+    def client_fn(model):
+      step_fn = client_step(model)
+      train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+
+      def run(key, personal, rows):
+        (personal, copy), loss = train(key, (personal, state.server), rows)
+        return personal, copy, loss
+
+      return run
+
+    fns = tuple(client_fn(model) for model in client_models)
+    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
+    mean = server.average(uploads, cohorts, weigh, state.server)
+    return FedState(mean, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    return server.scored(server_model, state.server, client_models, state.clients, cohorts)
+
+  return Algorithm(init, round_fn, personalize)

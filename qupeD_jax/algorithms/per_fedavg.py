@@ -1,0 +1,97 @@
+"""Per-FedAvg: a global model from which one gradient step leads to a good personal one.
+
+Fallah, Mokhtari, Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A
+Model-Agnostic Meta-Learning Approach", NeurIPS 2020, Algorithm 1 in its first-order form.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from qupeD_jax import checks, client, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+
+
+def per_fedavg(
+  model: Model,
+  *,
+  inner_rate: Array | float = 0.01,
+  rate: Array | float | Callable = 0.1,
+  adapt_steps: int = 1,
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.by_size,
+  start: PyTree | None = None,
+) -> Algorithm:
+  """Builds Per-FedAvg. A client's local step, on two batches, is
+
+    v   <- w_i - alpha grad f(w_i)     on one batch
+    w_i <- w_i - eta grad f(v)         on the other
+
+  the first-order form, which leaves out the Hessian of f; the server averages the w_i. A personal
+  model is w after `adapt_steps` gradient steps of size alpha. With alpha = 0 this is FedAvg.
+
+  Args:
+    model: the one architecture that all clients train.
+    inner_rate: alpha, at least 0.
+    rate: eta, a number or a schedule of the local step.
+    adapt_steps: steps on training batches from w to a personal model; the paper takes one.
+    local_steps: tau, steps of a round; each costs two gradients.
+    batch_size: B, of each of the two batches.
+    weigh: cohort -> weights [K] of the mean of the w_i.
+    start: the server's first variables; None draws them.
+
+  Returns:
+    An Algorithm without state at its clients; scored are the adapted models, as "personal", and w,
+    as "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size)
+  checks.at_least("--adapt-steps", adapt_steps, 1)
+  checks.non_negative("--inner-rate", inner_rate)
+  checks.positive("--rate", rate)
+
+  def init(key, data, cohorts):
+    del data
+    variables = model.init(key) if start is None else start
+    return FedState(variables, tuple(() for _ in cohorts), jnp.int32(0))
+
+  def adapt(variables, batch):
+    return client.sgd_step(variables, client.personal_loss(model, batch), inner_rate)
+
+  def step_fn(variables, step, batch, inner_batch):
+    adapted, _ = adapt(variables, inner_batch)
+    fn = lambda params: client.personal_loss(model, batch)({**adapted, "params": params})
+    (loss, stats), grads = jax.value_and_grad(fn, has_aux=True)(adapted["params"])
+    params = tree.descend(variables["params"], grads, client.value_at(rate, step))
+    return {"params": params, "stats": stats}, loss
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+    train = client.local_round(
+      step_fn, data, first_step, local_steps, batch_size, batches_per_step=2
+    )
+
+    def run(key, nothing, rows):
+      copy, loss = train(key, state.server, rows)
+      return nothing, copy, loss
+
+    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    mean = server.average(uploads, cohorts, weigh, state.server)
+    return FedState(mean, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    step = lambda variables, step, batch: adapt(variables, batch)
+    train = client.local_round(step, data, jnp.int32(0), adapt_steps, batch_size)
+
+    def run(key, _, rows):
+      personal, loss = train(key, state.server, rows)
+      return personal, (), loss
+
+    adapted, _, _ = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    return server.scored(model, state.server, (model,) * len(cohorts), adapted, cohorts)
+
+  return Algorithm(init, round_fn, personalize)

@@ -1,0 +1,108 @@
+"""pFedMe: personal models that minimise a client's loss plus their distance from the local copy.
+
+Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020,
+Algorithm 1.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from qupeD_jax import checks, client, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+
+
+def pfedme(
+  model: Model,
+  *,
+  penalty: Array | float = 15.0,
+  rate: Array | float | Callable = 0.1,
+  global_rate: Array | float | Callable = 0.1,
+  inner_steps: int = 5,
+  mixing: Array | float = 1.0,
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.uniform,
+  start: PyTree | None = None,
+) -> Algorithm:
+  """Builds pFedMe. A client's local step, on one batch, is
+
+    theta_i <- prox_{eta1 penalty/2 ||. - w_i||^2}(theta_i - eta1 grad f(theta_i))    K times
+    w_i     <- w_i - eta3 penalty (w_i - theta_i)
+
+  from w_i = theta_i = w at the beginning of a round; the server then sets
+  w <- (1 - beta) w + beta mean(w_i). The inner steps approach the minimiser of
+  f(theta) + penalty/2 ||theta - w_i||^2; the quadratic is taken implicitly, where the authors take
+  a gradient step: the minimiser is the same, and no penalty is too large. With an infinite one
+  theta_i is w_i.
+
+  Args:
+    model: the one architecture that all clients train.
+    penalty: the paper's lambda, above 0.
+    rate: eta1, of theta, a number or a schedule of the local step.
+    global_rate: eta3, of w, likewise. A step with eta3 penalty above 1 goes beyond theta_i.
+    inner_steps: K, gradient steps on each batch.
+    mixing: beta, above 0; 1 is plain averaging.
+    local_steps: tau, steps of a round; each costs K gradients.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper.
+    start: the server's first variables; None draws them.
+
+  Returns:
+    An Algorithm; scored are theta, as "personal", and w, as "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size)
+  checks.at_least("--inner-steps", inner_steps, 1)
+  for name, value in (("--penalty", penalty), ("--mixing", mixing)):
+    checks.positive(name, value)
+  checks.positive("--rate", rate)
+  checks.positive("--global-rate", global_rate)
+
+  def init(key, data, cohorts):
+    del data
+    variables = model.init(key) if start is None else start
+    clients = tuple(tree.repeat(variables, len(cohort.size)) for cohort in cohorts)
+    return FedState(variables, clients, jnp.int32(0))
+
+  def minimise(personal, anchor, batch, eta):
+    """Takes the inner steps from `personal`, held near the parameters `anchor`."""
+
+    def inner(personal, _):
+      loss_fn = client.personal_loss(model, batch)
+      personal, loss = client.sgd_step(personal, loss_fn, eta)
+      near = tree.pull(personal["params"], anchor, eta * penalty)
+      return {**personal, "params": near}, loss
+
+    personal, losses = jax.lax.scan(inner, personal, length=inner_steps)
+    return personal, losses[0]
+
+  def step_fn(carry, step, batch):
+    personal, anchor = carry
+    personal, loss = minimise(personal, anchor, batch, client.value_at(rate, step))
+    pull = client.value_at(global_rate, step) * penalty
+    away = jax.tree.map(jnp.subtract, anchor, personal["params"])
+    return (personal, tree.descend(anchor, away, pull)), loss
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+
+    def run(key, _, rows):
+      carry = state.server, state.server["params"]
+      (personal, anchor), loss = train(key, carry, rows)
+      return personal, {**personal, "params": anchor}, loss
+
+    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    mean = server.average(uploads, cohorts, weigh, state.server)
+    mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, mean)
+    return FedState(mixed, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    return server.scored(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
+
+  return Algorithm(init, round_fn, personalize)

@@ -1,0 +1,123 @@
+"""QuPeL: QuPeD's forerunner, which holds quantised models near the global one in weight space.
+
+Ozkara, Singh, Data, Diggavi, "QuPeL: Quantized Personalization with Applications to Federated
+Learning", 2021 (arXiv 2102.11786).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qupeD_jax import checks, client, quantize, server, tree
+from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
+
+
+def qupel(
+  model: Model,
+  quantizer: Quantizer,
+  *,
+  penalty: Array | float = 0.1,
+  rates: client.Rates = client.Rates(),
+  global_rate: Array | float | Callable = 0.1,
+  optimizer: optax.GradientTransformation = optax.identity(),
+  local_steps: int = 10,
+  batch_size: int = 50,
+  weigh: Callable = server.uniform,
+  start: PyTree | None = None,
+) -> Algorithm:
+  """Builds QuPeL. A client's local step on one batch is that of QuPeD with another tie to w:
+
+    x <- prox_{eta1 lambda R(., c)}(x - eta1 grad_x F)
+    c <- prox_{eta2 lambda R(x, .)}(c - eta2 grad_c F)          at the new x
+    w <- w - eta3 grad_w penalty/2 ||Q_c(x) - w||^2             at the new x and c
+
+  F(x, c, w) = f(x) + f(Q_c(x)) + penalty/2 ||Q_c(x) - w||^2, where a client at 32 bits has x in the
+  place of Q_c(x), and f once. With penalty 0 it is local training. In the limit of hard
+  quantisation Q_c(x) does not change with x, so that w reaches a quantised model through its
+  centers and its exempt tensors alone.
+
+  Args:
+    model: the one architecture that all clients train.
+    quantizer: `quantize.learned_codebook()`, or `quantize.none()` if every client has 32 bits.
+    penalty: the paper's lambda_p, at least 0.
+    rates: eta1, eta2 and lambda, numbers or schedules of the local step.
+    global_rate: eta3, a number or a schedule of the local step.
+    optimizer: over x, without its learning rate: the identity is plain gradient descent.
+    local_steps: tau, steps of a round.
+    batch_size: B.
+    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
+    start: variables that the server and all clients start from; None draws them.
+
+  Returns:
+    An Algorithm; scored are "personal" (as shipped), "unquantised" and "global".
+
+  Raises:
+    BadInput: a hyperparameter is out of range.
+  """
+  client.check(local_steps, batch_size, rates)
+  checks.non_negative("--penalty", penalty)
+  checks.positive("--global-rate", global_rate)
+
+  def models_of(cohorts):
+    return (model,) * len(cohorts)
+
+  def init(key, data, cohorts):
+    del data
+    variables = model.init(key) if start is None else start
+    starts = (variables,) * len(cohorts)
+    clients = client.start_clients(models_of(cohorts), starts, key, cohorts, quantizer, optimizer)
+    return FedState(variables, clients, jnp.int32(0))
+
+  def tied(loss_fn, anchor, weight):
+    """Adds weight * penalty/2 ||params - anchor||^2 to a loss."""
+
+    def tied_loss_fn(variables):
+      loss, stats = loss_fn(variables)
+      distance = tree.squared_distance(variables["params"], anchor)
+      return loss + weight * penalty / 2 * distance, stats
+
+    return tied_loss_fn
+
+  def step_fn(carry, step, batch):
+    personal, copy = carry
+    loss_fn = client.personal_loss(model, batch)
+    codebooks = personal.codebooks
+    at_full_precision = 1.0 - quantize.is_active(codebooks) if codebooks else 1.0
+    personal, loss = client.proximal_step(
+      personal,
+      tied(loss_fn, copy["params"], at_full_precision),
+      step,
+      quantizer=quantizer,
+      optimizer=optimizer,
+      rates=rates,
+      quantised_loss_fn=tied(loss_fn, copy["params"], 1.0),
+    )
+    projected = quantizer.project(personal.variables["params"], personal.codebooks)
+    away = jax.tree.map(jnp.subtract, copy["params"], projected)
+    pull = client.value_at(global_rate, step) * penalty
+    copy = {
+      "params": tree.descend(copy["params"], away, pull),
+      "stats": personal.variables["stats"],
+    }
+    return (personal, copy), loss
+
+  def round_fn(key, state, data, cohorts):
+    first_step = state.round * local_steps
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+
+    def run(key, personal, rows):
+      (personal, copy), loss = train(key, (personal, state.server), rows)
+      return personal, copy, loss
+
+    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    mean = server.average(uploads, cohorts, weigh, state.server)
+    return FedState(mean, clients, state.round + 1), info
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    shared = server.score_global(model, state.server, cohorts)
+    return client.scored(models_of(cohorts), state.clients) | {"global": shared}
+
+  return Algorithm(init, round_fn, personalize)
