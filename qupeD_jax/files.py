@@ -90,17 +90,22 @@ def on_disk(path: Path):
 
 
 def write(path: Path, text: str) -> None:
-  """Writes all of a file or nothing of it."""
+  """Writes all of a text file or nothing of it, ending in a newline.
+
+  Raises:
+    BadInput: the file cannot be written; what was there before stays.
+  """
   partial = path.with_name(path.name + ".partial")
-  try:
-    with partial.open("w", encoding="utf-8") as file:
-      file.write(text if text.endswith("\n") else text + "\n")
-      sync(file)
-    os.replace(partial, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise
+  with on_disk(path):
+    try:
+      with partial.open("w", encoding="utf-8") as file:
+        file.write(text if text.endswith("\n") else text + "\n")
+        sync(file)
+      os.replace(partial, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        partial.unlink()
+      raise
 
 
 def sync(file) -> None:

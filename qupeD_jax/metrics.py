@@ -192,10 +192,8 @@ def write_summary(folder: str | os.PathLike, methods: Mapping[str, Mapping[str, 
   Raises:
     BadInput: the files cannot be written.
   """
-  folder = Path(folder)
-  with files.on_disk(folder):
-    files.write(folder / SUMMARY, files.dump({"methods": methods}, indent=2))
-    files.write(folder / TABLE, tables.markdown_table(methods))
+  files.write(Path(folder) / SUMMARY, files.dump({"methods": methods}, indent=2))
+  files.write(Path(folder) / TABLE, tables.markdown_table(methods))
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -247,8 +245,7 @@ def write_accuracies(folder: str | os.PathLike, methods: Mapping[str, Mapping[st
   path = Path(folder) / ACCURACIES
   for name, entry in methods.items():
     _accuracies(entry, f"{path}: {name}")
-  with files.on_disk(path):
-    files.write(path, files.dump({"methods": methods}))
+  files.write(path, files.dump({"methods": methods}))
 
 
 def read_accuracies(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -295,10 +292,8 @@ def write_comparisons(
   comparisons = {
     ours: statistics.compare(accuracies, ours, rivals, **options) for ours, rivals in pairs.items()
   }
-  with files.on_disk(folder):
-    written = files.dump({**options, "comparisons": comparisons}, indent=2)
-    files.write(folder / COMPARISON, written)
-    files.write(folder / COMPARISON_TABLE, tables.comparison_table(comparisons, level))
+  files.write(folder / COMPARISON, files.dump({**options, "comparisons": comparisons}, indent=2))
+  files.write(folder / COMPARISON_TABLE, tables.comparison_table(comparisons, level))
   return comparisons
 
 

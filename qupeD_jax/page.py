@@ -94,9 +94,8 @@ def write_page(folder: str | Path) -> list[Path]:
   results = read_results(folder)
   page = html_page(results)
   latex = tables.latex_table(results.summary, folder / metrics.SUMMARY)
-  with files.on_disk(folder):
-    files.write(folder / PAGE, page)
-    files.write(folder / LATEX, latex)
+  files.write(folder / PAGE, page)
+  files.write(folder / LATEX, latex)
   return [folder / PAGE, folder / LATEX]
 
 

@@ -248,7 +248,7 @@ def harden(params: PyTree, codebooks: dict[str, Array]) -> PyTree:
 
 
 def follow(params: PyTree, before: dict[str, Array], after: dict[str, Array]) -> dict[str, Array]:
-  """Moves every entry to where its center went.
+  """Moves every entry to where its center went; centers that crossed have exchanged theirs.
 
   Args:
     params: hardened with the codebooks `before`.

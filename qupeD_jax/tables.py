@@ -92,7 +92,7 @@ def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
   Returns:
     The table, ending in a newline.
   """
-  return _markdown([COLUMNS, *cells(methods)])
+  return markdown([COLUMNS, *cells(methods)])
 
 
 def latex_table(methods: Mapping[str, Mapping[str, Any]], source: object) -> str:
@@ -183,12 +183,13 @@ def comparison_table(
     The tables, a blank line between them, ending in a newline.
   """
   return "\n".join(
-    _markdown([comparison_columns(ours, level), *comparison_cells(rivals)])
+    markdown([comparison_columns(ours, level), *comparison_cells(rivals)])
     for ours, rivals in comparisons.items()
   )
 
 
-def _markdown(rows: Iterable[Sequence[str]]) -> str:
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+  """Lays cells out as a Markdown table; the first row is its head, the first column on the left."""
   table = [[cell.replace("|", r"\|") for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

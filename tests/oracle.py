@@ -32,14 +32,15 @@ def two_clients():
 DATA = two_clients()
 
 
-def train(algorithm, bits=(32, 32), rounds=ROUNDS):
-  """Runs the package's algorithm on the two clients."""
+def train(algorithm, bits=(32, 32)):
+  """Runs the package's algorithm on the two clients; its last state and what it shows of it."""
   cohorts = (toy.cohort(range(2), bits, ROWS),)
-  state = algorithm.init(jax.random.key(0), DATA, cohorts)
   data = jax.tree.map(jnp.asarray, DATA)
-  for r in range(rounds):
-    state, _ = jax.jit(algorithm.round)(jax.random.key(r), state, data, cohorts)
-  return state
+  state = algorithm.init(jax.random.key(0), data, cohorts)
+  one_round = jax.jit(algorithm.round)
+  for r in range(ROUNDS):
+    state, _ = one_round(jax.random.key(r), state, data, cohorts)
+  return state, algorithm.personalize(jax.random.key(ROUNDS), state, data, cohorts)
 
 
 def tensors(variables):
@@ -59,11 +60,11 @@ def softmax(z, classes=1.0):
 
 
 class Batch:
-  """A client's whole data and what can be said of it."""
+  """A client's whole data, or the given rows, and what can be said of them."""
 
-  def __init__(self, i):
-    rows = slice(i * ROWS, (i + 1) * ROWS)
-    self.x = DATA.x[rows].reshape(ROWS, -1) / 64.0
+  def __init__(self, i, rows=None):
+    rows = np.arange(i * ROWS, (i + 1) * ROWS) if rows is None else rows
+    self.x = DATA.x[rows].reshape(len(rows), -1) / 64.0
     self.one_hot = np.eye(toy.CLASSES)[DATA.y[rows]]
     self.held = np.eye(toy.CLASSES)[list(HELD[i])].sum(0)
 
@@ -73,7 +74,7 @@ class Batch:
 
   def pull_back(self, g):
     """The gradient in kernel and bias of a mean over rows, g being its gradient in the logits."""
-    return [self.x.T @ g / ROWS, g.sum(0) / ROWS]
+    return [self.x.T @ g / len(g), g.sum(0) / len(g)]
 
   def gradient(self, model):
     """Of the cross-entropy."""
@@ -192,6 +193,24 @@ def quped(bits, p, a=0.0, *, reverse=False, global_temperature=TEMPERATURE, own=
   return xs, cs, w
 
 
+def finetune(bits, p, w, centers_rate, *, own=False):
+  """Entries stay with their centers, which must not cross; w is a fixed teacher."""
+  xs, cs = [start() for _ in bits], [first_centers(start()[0], b) for b in bits]
+  for i in range(len(bits)):
+    batch, xs[i] = Batch(i), project(xs[i], cs[i])
+    options = {"classes": batch.held if own else 1.0}
+    for _ in range(ROUNDS * STEPS):
+      g_kernel, g_bias = batch.student_gradient(xs[i], batch.logits(w), p, **options)
+      kernel, bias = descend(xs[i], [g_kernel, g_bias], ETA)
+      if cs[i] is not None:
+        owner = nearest(xs[i][0], cs[i])
+        sums = [g_kernel[owner == j].sum() for j in range(len(cs[i]))]
+        cs[i] = cs[i] - centers_rate * np.array(sums)
+        kernel = cs[i][owner]
+      xs[i] = [kernel, bias]
+  return xs, cs
+
+
 def qupel(bits, penalty):
   """F(x, c, w) = f(x) + f(Q) + penalty/2 ||Q - w||^2; at 32 bits f(x) + penalty/2 ||x - w||^2."""
   w = start()
@@ -263,6 +282,11 @@ def pfedme(penalty, inner_steps, mixing):
   return thetas, w
 
 
+def per_fedavg_step(w, batch, inner_batch, inner_rate):
+  ahead = descend(w, inner_batch.gradient(w), inner_rate)
+  return descend(w, batch.gradient(ahead), ETA)
+
+
 def per_fedavg(inner_rate, adapt_steps):
   """Both batches of a step are all of a client's data here."""
   w = start()
@@ -271,8 +295,7 @@ def per_fedavg(inner_rate, adapt_steps):
     for i in range(2):
       batch, w_i = Batch(i), w
       for _ in range(STEPS):
-        ahead = descend(w_i, batch.gradient(w_i), inner_rate)
-        w_i = descend(w_i, batch.gradient(ahead), ETA)
+        w_i = per_fedavg_step(w_i, batch, batch, inner_rate)
       copies.append(w_i)
     w = mean(copies)
   adapted = []

@@ -8,6 +8,8 @@ import pytest
 
 from qupeD_jax import client, prox, quantize
 from qupeD_jax.checks import BadInput
+from qupeD_jax.types import Dataset
+from tests import toy
 
 KEY = jax.random.key(3)
 
@@ -45,6 +47,61 @@ def test_padding_does_not_change_the_batches():
 
 def test_padding_clients_have_empty_batches():
   assert draw(size=0, num_steps=2, batch_size=4)[1].sum() == 0
+
+
+def batches_of_a_round(batches_per_step, size=10):
+  """What every step of a round gets: (rows, labels, mask), each [tau, batches, B]."""
+  data = Dataset(jnp.arange(100, 120), jnp.arange(20))  # each example is its row + 100
+  shape = (6, batches_per_step, 4)
+  seen = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
+
+  def step_fn(seen, step, *batches):
+    drawn = map(jnp.stack, zip(*batches, strict=True))
+    at = step - 30
+    return tuple(s.at[at].set(d) for s, d in zip(seen, drawn, strict=True)), step.astype(float)
+
+  run = client.local_round(step_fn, data, jnp.int32(30), 6, 4, batches_per_step)
+  seen, loss = run(KEY, seen, (jnp.arange(5, 20), jnp.int32(size)))
+  assert loss == 32.5  # the mean over steps, which count on from the first
+  return jax.tree.map(np.asarray, seen)
+
+
+def test_a_second_batch_per_step_leaves_the_first_as_it_was():
+  (one, _, _), (two, labels, mask) = batches_of_a_round(1), batches_of_a_round(2)
+  np.testing.assert_array_equal(one[:, 0], two[:, 0])
+  assert not np.array_equal(two[:, 0], two[:, 1])
+  np.testing.assert_array_equal(labels, two - 100)
+  assert np.all(mask == 1)
+  for which in (0, 1):
+    assert sorted(two[:, which].ravel()[:10]) == list(range(105, 115))
+
+
+def test_a_second_batch_of_a_small_client_holds_the_same_rows():
+  x, _, mask = batches_of_a_round(2, size=3)
+  np.testing.assert_array_equal(mask, np.broadcast_to([1, 1, 1, 0], mask.shape))
+  np.testing.assert_array_equal(np.sort(x[..., :3]), np.broadcast_to([105, 106, 107], (6, 2, 3)))
+
+
+def test_held_classes_ignore_padding():
+  data = toy.dataset(20)._replace(y=jnp.array([0, 2, 2, 0, 3] + [1] * 15))
+  model = toy.linear()
+  variables = model.init(KEY)
+  held = lambda *rows: client.held_classes(model, variables, data, rows)
+  index = jnp.array([0, 1, 2, 3, 4, 4, 4, 10])
+  for size, expected in ((4, [1, 0, 1, 0]), (5, [1, 0, 1, 1]), (8, [1, 1, 1, 1]), (0, [0] * 4)):
+    np.testing.assert_array_equal(held(index, size), np.array(expected, bool))
+    np.testing.assert_array_equal(jax.jit(held)(index, size), np.array(expected, bool))
+
+
+def test_sgd_step_descends_by_the_rate():
+  value, _, x = quadratic()
+  variables = {"params": {"dense_1": {"kernel": x}}, "stats": {"old": 1}}
+  loss_fn = lambda v: (on_kernel(value)(v)[0], {"new": 2})
+  after, loss = client.sgd_step(variables, loss_fn, 0.1)
+  np.testing.assert_allclose(loss, value(x), rtol=1e-6)
+  expected = x - 0.1 * jax.grad(value)(x)
+  np.testing.assert_allclose(after["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
+  assert after["stats"] == {"new": 2}
 
 
 def quadratic(seed=0, rows=12, columns=6):
@@ -141,6 +198,39 @@ def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
   )
   after = np.asarray(state.variables["params"]["dense_1"]["kernel"])
   assert set(after.tolist()) <= set(np.asarray(start.codebooks["dense_1/kernel"]).tolist())
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0, jnp.float32(0), jnp.float32(0.3)])
+def test_a_step_with_another_loss_at_the_quantised_point(share, bits):
+  """Straight through or not; at full precision neither counts."""
+  (f, _, x), (g, _, _) = quadratic(), quadratic(seed=1)
+  quantizer = quantize.learned_codebook(max_bits=1)
+  start = personal(x, quantizer, bits)
+  after, value = client.proximal_step(
+    start,
+    on_kernel(f),
+    jnp.int32(0),
+    quantizer=quantizer,
+    optimizer=optax.identity(),
+    rates=client.Rates(0.1, 0.1, 0.0),
+    quantised_loss_fn=on_kernel(g),
+    straight_through=share,
+  )
+  in_f, in_g, moved = jax.grad(f), jax.grad(g), after.variables["params"]["dense_1"]["kernel"]
+  if bits == 32:
+    np.testing.assert_allclose(value, f(x), rtol=1e-6)
+    np.testing.assert_allclose(moved, x - 0.1 * in_f(x), rtol=1e-5)
+    return
+  centers = start.codebooks["dense_1/kernel"]
+  q = quantize.hard_quantize(x, centers)
+  np.testing.assert_allclose(value, f(x) + g(q), rtol=1e-6)
+  expected = x - 0.1 * ((1 - share) * in_f(x) + share * in_g(q))
+  np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+  low = np.asarray(moved) <= np.mean(centers)
+  slope = np.asarray(in_g(quantize.hard_quantize(moved, centers)))
+  expected = np.asarray(centers) - 0.1 * np.array([slope[low].sum(), slope[~low].sum()])
+  np.testing.assert_allclose(after.codebooks["dense_1/kernel"], np.sort(expected), rtol=1e-5)
 
 
 def test_schedules_are_read_at_the_step():

@@ -1,6 +1,7 @@
 """What every algorithm has to hold to: one suite runs them all."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -8,13 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import client, quantize
+from qupeD_jax import client, losses, quantize, server
+from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
 from qupeD_jax.algorithms.finetune import finetune
+from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.local import local
+from qupeD_jax.algorithms.per_fedavg import per_fedavg
+from qupeD_jax.algorithms.pfedme import pfedme
+from qupeD_jax.algorithms.posttraining import with_post_training_quantisation
 from qupeD_jax.algorithms.quped import quped
+from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.algorithms.sampling import with_sampling
+from qupeD_jax.algorithms.separate import separate
+from qupeD_jax.checks import BadInput
 from qupeD_jax.types import Cohort
 from tests import toy
 
@@ -53,14 +62,34 @@ def make_finetune():
   return phase(None)._replace(init=init)
 
 
+def make_local(quantizer=QUANTIZER):
+  return local(MODELS, quantizer, rates=RATES, **STEPS)
+
+
+BEYOND_THE_PAPER = {
+  "global_loss_weight": 0.5,
+  "global_divergence": losses.reverse_kl,
+  "global_temperature": 2.0,
+  "own_classes": True,
+  "straight_through": 0.5,
+}
+KMEANS = quantize.learned_codebook(max_bits=2, init=quantize.kmeans_centers)
 ALGORITHMS = {
-  "local": lambda: local(MODELS, QUANTIZER, rates=RATES, **STEPS),
-  "local_full_precision": lambda: local(MODELS, quantize.none(), rates=RATES, **STEPS),
+  "local": make_local,
+  "local_full_precision": lambda: make_local(quantize.none()),
+  "posttraining": lambda: with_post_training_quantisation(make_local(quantize.none()), KMEANS),
   "fedavg": lambda: fedavg(SERVER, **STEPS),
   "fedprox": lambda: fedprox(SERVER, mu=0.1, **STEPS),
+  "ditto": lambda: ditto(SERVER, penalty=0.5, **STEPS),
+  "pfedme": lambda: pfedme(SERVER, penalty=5.0, inner_steps=2, mixing=0.9, **STEPS),
+  "per_fedavg": lambda: per_fedavg(SERVER, adapt_steps=2, **STEPS),
+  "fml": lambda: fml(SERVER, MODELS, **STEPS),
+  "qupel": lambda: qupel(SERVER, QUANTIZER, rates=RATES, **STEPS),
   "quped": make_quped,
+  "quped_beyond_the_paper": lambda: make_quped(**BEYOND_THE_PAPER),
   "quped_full_precision": lambda: quped(SERVER, MODELS, quantize.none(), rates=RATES, **STEPS),
   "finetune": make_finetune,
+  "separate": lambda: separate(tuple(fedavg(model, **STEPS) for model in MODELS)),
 }
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -227,3 +256,144 @@ def test_what_is_scored(name):
         assert logits.shape == (4, 4, toy.CLASSES)
       else:
         assert scored.model.apply(scored.variables, x, False)[0].shape == (4, toy.CLASSES)
+
+
+@pytest.mark.parametrize("name", ["per_fedavg", "posttraining"])
+def test_models_made_to_be_scored_ignore_order_and_padding(name):
+  """These two do not merely show what their state holds."""
+  algorithm, _, _ = rounds_of(name)
+  state, _ = train(name, cohorts())
+  order = np.array([2, 0, 3, 1])
+  personal = []
+  for slots, groups in ((np.arange(4), cohorts()), (order, cohorts(padding=9))):
+    groups = tuple(jax.tree.map(lambda leaf, s=slots: leaf[s], group) for group in groups)
+    moved = state._replace(clients=jax.tree.map(lambda leaf, s=slots: leaf[s], state.clients))
+    shown = algorithm.personalize(KEY, moved, DATA, groups)["personal"]
+    personal.append((groups, [scored.variables for scored in shown]))
+  assert_same_clients(*personal[0], *personal[1], **TOLERANCE)
+
+
+def test_post_training_quantisation_ships_what_the_bits_allow():
+  algorithm, _, _ = rounds_of("posttraining")
+  state, _ = train("posttraining", cohorts())
+  shown = algorithm.personalize(KEY, state, DATA, cohorts())
+  trained = (models.variables for models in shown["unquantised"])
+  for group, before, after in zip(cohorts(), trained, shown["personal"], strict=True):
+    after = after.variables["params"]
+    chex.assert_trees_all_equal(after["stem"], before["params"]["stem"])
+    for k, bits in enumerate(group.bits):
+      kernel = after["dense_1"]["kernel"][k]
+      if bits == 32:
+        np.testing.assert_array_equal(kernel, before["params"]["dense_1"]["kernel"][k])
+      else:
+        assert len(np.unique(kernel)) == 2**bits
+
+
+LINEAR = toy.linear()
+
+
+def proximal(rate):
+  return {"rates": client.Rates(rate, rate), "global_rate": rate}
+
+
+def both(rate):
+  return {"rate": rate, "global_rate": rate}
+
+
+# By rate, a number or a schedule, and further options.
+BY_RATE = {
+  fedavg: lambda rate, **options: fedavg(LINEAR, rate=rate, **STEPS, **options),
+  fedprox: lambda rate, **options: fedprox(LINEAR, rate=rate, **STEPS, **options),
+  ditto: lambda rate, **options: ditto(LINEAR, **both(rate), **STEPS, **options),
+  pfedme: lambda rate, **options: pfedme(LINEAR, **both(rate), **STEPS, **options),
+  per_fedavg: lambda rate, **options: per_fedavg(LINEAR, rate=rate, **STEPS, **options),
+  fml: lambda rate, **options: fml(LINEAR, (LINEAR,), **both(rate), **STEPS, **options),
+  qupel: lambda rate, **options: qupel(LINEAR, QUANTIZER, **proximal(rate), **STEPS, **options),
+  quped: lambda rate, **options: quped(
+    LINEAR, (LINEAR,), QUANTIZER, **proximal(rate), **STEPS, **options
+  ),
+}
+SCHEDULED = BY_RATE | {
+  local: lambda rate: local((LINEAR,), QUANTIZER, rates=client.Rates(rate, rate), **STEPS)
+}
+PAIR_OF_CLIENTS = (toy.cohort(range(2), (1, 32)),)
+
+
+@pytest.mark.parametrize("make", SCHEDULED, ids=lambda make: make.__name__)
+def test_schedules_count_the_steps_of_all_rounds(make):
+  """Rates that fall to 0 with the first step of the second round leave that round nothing."""
+  fall = lambda step: jnp.where(step < STEPS["local_steps"], 0.3, 0.0)
+  algorithm = SCHEDULED[make](fall)
+  states = [algorithm.init(KEY, DATA, PAIR_OF_CLIENTS)]
+  one_round = jax.jit(algorithm.round)
+  for _ in range(2):
+    states.append(one_round(KEY, states[-1], DATA, PAIR_OF_CLIENTS)[0])
+  # pFedMe's clients start every round at the server's model.
+  before, after, last = (s.server if make is pfedme else s[:2] for s in states)
+  chex.assert_trees_all_close(last, after, rtol=1e-6, atol=1e-6)
+  assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+
+
+@pytest.mark.parametrize("make", BY_RATE, ids=lambda make: make.__name__)
+def test_the_server_weighs_its_clients_as_told(make):
+  """A client that weighs nothing might as well not be there."""
+  algorithm = BY_RATE[make](0.1, weigh=lambda cohort: (cohort.client == 1).astype(jnp.float32))
+  one_round = jax.jit(algorithm.round)
+  servers = []
+  for groups in (PAIR_OF_CLIENTS, (toy.cohort([1], [32]),)):
+    state, _ = one_round(KEY, algorithm.init(KEY, DATA, groups), DATA, groups)
+    servers.append(state.server)
+  chex.assert_trees_all_close(*servers, **TOLERANCE)
+
+
+def test_clients_weigh_by_default_as_in_the_papers():
+  default = {make: inspect.signature(make).parameters["weigh"].default for make in BY_RATE}
+  equal = {make for make in BY_RATE if default[make] is server.uniform}
+  assert equal == {pfedme, qupel, quped}
+  assert all(default[make] is server.by_size for make in BY_RATE.keys() - equal)
+
+
+def only(name, value, allowed):
+  return {name: value}, f"--{name.replace('_', '-')} {value}: allowed is {allowed}"
+
+
+PAIR = (SERVER, MODELS)
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+  ("make", "bad"),
+  [
+    (ditto, only("penalty", -1.0, "a finite number of at least 0")),
+    (ditto, only("penalty", INF, "a finite number of at least 0")),
+    (ditto, only("rate", 0.0, "a finite number above 0")),
+    (ditto, only("global_rate", NAN, "a finite number above 0")),
+    (pfedme, only("penalty", 0.0, "a finite number above 0")),
+    (pfedme, only("mixing", -0.5, "a finite number above 0")),
+    (pfedme, only("inner_steps", 0, "a whole number of at least 1")),
+    (pfedme, only("rate", -1.0, "a finite number above 0")),
+    (pfedme, only("global_rate", 0.0, "a finite number above 0")),
+    (per_fedavg, only("inner_rate", -0.1, "a finite number of at least 0")),
+    (per_fedavg, only("adapt_steps", 0, "a whole number of at least 1")),
+    (per_fedavg, only("rate", 0.0, "a finite number above 0")),
+    (fml, only("lambda_p", 1.0, "in [0, 1)")),
+    (fml, only("global_lambda_p", -0.1, "in [0, 1)")),
+    (fml, only("temperature", 0.0, "a finite number above 0")),
+    (fml, only("global_rate", 0.0, "a finite number above 0")),
+    (fml, only("rate", INF, "a finite number above 0")),
+    (qupel, only("penalty", -1.0, "a finite number of at least 0")),
+    (qupel, only("global_rate", 0.0, "a finite number above 0")),
+    (quped, only("straight_through", 1.5, "in [0, 1]")),
+    (quped, only("global_temperature", -1.0, "a finite number above 0")),
+    *((make, only("local_steps", 0, "a whole number of at least 1"))
+      for make in (ditto, pfedme, per_fedavg, fml, qupel)),
+    *((make, only("batch_size", 2.5, "a whole number of at least 1"))
+      for make in (ditto, pfedme, per_fedavg, fml, qupel)),
+  ],
+)  # fmt: skip
+def test_bad_hyperparameters_are_refused_in_one_line(make, bad):
+  options, message = bad
+  models = {fml: PAIR, quped: (*PAIR, QUANTIZER), qupel: (SERVER, QUANTIZER)}.get(make, (SERVER,))
+  with pytest.raises(BadInput) as raised:
+    make(*models, **options)
+  assert str(raised.value) == message

@@ -72,3 +72,51 @@ def test_vmapped_equals_plain():
   )
   plain = [losses.distillation(A, B, 3.0, MASK), losses.distillation(B, A, 3.0, MASK)]
   np.testing.assert_allclose(stacked, plain, rtol=1e-6)
+
+
+def test_reverse_kl_exchanges_the_sides():
+  np.testing.assert_allclose(losses.reverse_kl(A, B, 2.0, MASK), scalar_kl(B, A, 2.0), rtol=1e-5)
+  grads = jax.grad(losses.reverse_kl)(A, B, 2.0, MASK)
+  gap = softmax(A / 2.0) - softmax(B / 2.0)
+  np.testing.assert_allclose(grads, 2.0 * gap * MASK[:, None] / MASK.sum(), rtol=1e-4, atol=1e-6)
+
+
+DIVERGENCES = [losses.kl, losses.reverse_kl, losses.distillation]
+every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES)
+
+
+def between_restricted(divergence, classes, temperature=2.0):
+  """The divergence as a function of both sides' logits."""
+  restrict = lambda logits: losses.restrict(logits, classes)
+  return lambda a, b: divergence(restrict(a), restrict(b), temperature, MASK)
+
+
+@every_divergence
+@pytest.mark.parametrize("temperature", [0.1, 2.0, 10.0])
+def test_restricted_divergence_is_that_of_the_classes_left(divergence, temperature):
+  loss = between_restricted(divergence, np.array([True, False, True]), temperature)
+  fewer = lambda a, b: divergence(a, b, temperature, MASK)
+  both = lambda fn: jax.grad(fn, (0, 1))
+  a, b = A[:, [0, 2]], B[:, [0, 2]]
+  np.testing.assert_allclose(loss(A, B), fewer(a, b), rtol=1e-5)
+  for actual, expected in zip(both(loss)(A, B), both(fewer)(a, b), strict=True):
+    np.testing.assert_array_equal(actual[:, 1], 0)
+    np.testing.assert_allclose(actual[:, [0, 2]], expected, rtol=1e-4, atol=1e-6)
+
+
+@every_divergence
+@pytest.mark.parametrize("classes", [[1, 1, 1], [0, 1, 0], [0, 0, 0]], ids=str)
+def test_restricted_divergence_is_finite_for_any_classes_and_logits(divergence, classes):
+  loss = between_restricted(divergence, np.array(classes, bool))
+  for scale in (1.0, 1e4):
+    value, grads = jax.value_and_grad(loss, (0, 1))(scale * A, scale * B)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(grads))
+    if sum(classes) < 2:
+      np.testing.assert_allclose(value, 0, atol=1e-6)  # nothing to differ in
+      np.testing.assert_allclose(grads, 0, atol=1e-6)
+
+
+def test_no_restriction_returns_the_logits():
+  assert losses.restrict(A, None) is A
+  np.testing.assert_array_equal(losses.restrict(A, np.ones(3, bool)), A)

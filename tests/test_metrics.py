@@ -1,8 +1,8 @@
 """The results folder: what is written, what survives a crash, and the numbers of the summary."""
 
 import dataclasses
+import datetime
 import errno
-import io
 import json
 import math
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +52,9 @@ def test_config_holds_options_and_environment(tmp_path):
   names = "qupeD_jax jax jaxlib flax optax numpy python platform backend device devices"
   assert written["environment"].keys() == set(names.split())
   assert all(written["environment"].values())
+  assert datetime.datetime.fromisoformat(written["date"]).utcoffset() == datetime.timedelta(0)
+  read = metrics.read_config(folder)
+  assert read == written
 
 
 def test_a_value_without_a_place_in_json_is_an_error(tmp_path):
@@ -172,31 +174,16 @@ def test_summary_is_read_as_it_was_written(tmp_path):
   assert not list(tmp_path.glob("*.partial"))
 
 
-def test_markdown_table(tmp_path):
-  metrics.write_summary(tmp_path, summary())
-  head, rule, quped, local = (tmp_path / "table.md").read_text().splitlines()
-  assert [cell.strip() for cell in head.strip("|").split("|")][:3] == [
-    "Method",
-    "Accuracy (%)",
-    "Worst decile (%)",
-  ]
-  assert len({len(line) for line in (head, rule, quped, local)}) == 1
-  assert quped.split(" | ")[0].strip("| ") == r"QuPeD [a\|b]"
-  cells = [cell.strip("| ") for cell in quped.split(" | ")[1:]]
-  assert cells == ["87.5 ± 0.6", "87.5", "-", "1, 2", "81 B", "20.0 kB", "2.5"]
-  assert "50.0 ± 0.0" in local
-  assert " 25.0 " in local
+ENTRY = metrics.summarise([[0.5]], bits=2, **COSTS)
+NO_SUMMARIES = [
+  "", "[]", '{"methods"', "{}", '{"methods": [1]}', '{"methods": {"a": 1}}',
+  json.dumps({"methods": {"a": {k: v for k, v in ENTRY.items() if k != "seconds"}}}),
+  json.dumps({"methods": {"a": ENTRY | {"accuracy": {"mean": 0.5}}}}),
+  json.dumps({"methods": {"a": ENTRY | {"seconds": "long"}}}),
+]  # fmt: skip
 
 
-def test_printed_table_says_the_same_and_reads_no_markup():
-  out = io.StringIO()
-  metrics.print_table(summary(), rich.console.Console(file=out, width=80))
-  text = out.getvalue()
-  for cell in ("QuPeD [a|b]", "87.5 ± 0.6", "1, 2", "81 B", "20.0 kB", "decile"):
-    assert cell in text
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"methods"', "{}"])
+@pytest.mark.parametrize("text", NO_SUMMARIES)
 def test_a_file_that_is_no_summary_is_refused(tmp_path, text):
   (tmp_path / "summary.json").write_text(text)
   with pytest.raises(BadInput, match=r"summary\.json"):
@@ -206,8 +193,24 @@ def test_a_file_that_is_no_summary_is_refused(tmp_path, text):
 def test_missing_files_are_named(tmp_path):
   with pytest.raises(BadInput, match=r"metrics\.jsonl: No such file"):
     metrics.read_metrics(tmp_path)
-  with pytest.raises(BadInput, match=r"summary\.json: No such file"):
-    metrics.read_summary(tmp_path)
+  readers = {
+    "summary": metrics.read_summary,
+    "config": metrics.read_config,
+    "accuracies": metrics.read_accuracies,
+    "comparison": metrics.read_comparisons,
+  }
+  for name, read in readers.items():
+    with pytest.raises(BadInput, match=rf"{name}\.json: No such file"):
+      read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "text", ["{", "3", "{}", '{"config": {}}', '{"config": {}, "environment": 1}']
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(BadInput, match=r"config\.json: [^\n]*$"):
+    metrics.read_config(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -231,3 +234,83 @@ def test_a_full_disk_keeps_the_old_summary_and_leaves_no_debris(tmp_path, monkey
     metrics.append_metrics(folder, [row(1)])
   assert (folder / "summary.json").read_text() == before
   assert not list(tmp_path.glob("*.partial"))
+
+
+def accuracies():
+  return {
+    "QuPeD": {"seeds": [3, 4], "accuracy": [[0.5, math.nan, 1.0], [0.25, 0.5, 0.0]]},
+    "local": {"seeds": [3, 4], "accuracy": np.full((2, 3), 0.25, np.float32)},
+  }
+
+
+def test_accuracies_come_back_with_their_gaps(tmp_path):
+  metrics.write_accuracies(tmp_path, accuracies())
+  written = strict((tmp_path / "accuracies.json").read_text())["methods"]
+  assert written["QuPeD"] == {"seeds": [3, 4], "accuracy": [[0.5, None, 1.0], [0.25, 0.5, 0.0]]}
+  read = metrics.read_accuracies(tmp_path)
+  assert list(read) == ["QuPeD", "local"]
+  for method, entry in accuracies().items():
+    assert read[method]["seeds"] == [3, 4]
+    np.testing.assert_array_equal(read[method]["accuracy"], entry["accuracy"])
+  metrics.write_accuracies(tmp_path, read)
+  assert strict((tmp_path / "accuracies.json").read_text())["methods"] == written
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    {"seeds": [0], "accuracy": [0.5, 0.5]},
+    {"seeds": [0, 1], "accuracy": [[0.5, 0.5]]},
+    {"seeds": [0], "accuracy": [[]]},
+    {"seeds": [0, 1], "accuracy": [[0.5], [0.5, 0.5]]},
+    {"seeds": [0], "accuracy": [[1.5]]},
+    {"seeds": [0], "accuracy": [[-0.1]]},
+    {"seeds": [0], "accuracy": [["high"]]},
+    {"accuracy": [[0.5]]},
+    {"seeds": [0]},
+  ],
+)
+def test_what_are_no_accuracies_is_neither_written_nor_read(tmp_path, entry):
+  with pytest.raises(BadInput, match=r"accuracies\.json: QuPeD[^\n]*$"):
+    metrics.write_accuracies(tmp_path, {"QuPeD": entry})
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "accuracies.json").write_text(json.dumps({"methods": {"QuPeD": entry}}))
+  with pytest.raises(BadInput, match=r"accuracies\.json: QuPeD[^\n]*$"):
+    metrics.read_accuracies(tmp_path)
+
+
+def test_comparisons_are_written_for_people_and_programs(tmp_path):
+  metrics.write_accuracies(tmp_path, accuracies())
+  made = metrics.write_comparisons(tmp_path, {"QuPeD": ["local"], "local": ["QuPeD"]}, level=0.9)
+  assert made["QuPeD"]["local"].difference == pytest.approx((0.5 + 0.0) / 2)
+  assert made["local"]["QuPeD"].difference == pytest.approx(-(0.5 + 0.0) / 2)
+  assert metrics.read_comparisons(tmp_path) == (made, 0.9)
+  written = strict((tmp_path / "comparison.json").read_text())
+  assert (written["level"], written["draws"], written["seed"]) == (0.9, 10_000, 0)
+  text = (tmp_path / "comparison.md").read_text()
+  assert "90% interval" in text
+  assert "+25.0" in text
+  assert "-25.0" in text
+  assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_method_without_accuracies_is_not_compared(tmp_path):
+  metrics.write_accuracies(tmp_path, accuracies())
+  with pytest.raises(BadInput, match="method FedAvg: allowed is one of QuPeD, local"):
+    metrics.write_comparisons(tmp_path, {"QuPeD": ["FedAvg"]})
+  assert [path.name for path in tmp_path.iterdir()] == ["accuracies.json"]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{",
+    "{}",
+    '{"level": 0.9, "comparisons": 3}',
+    '{"level": 0.9, "comparisons": {"a": {"b": {}}}}',
+  ],
+)
+def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
+  (tmp_path / "comparison.json").write_text(text)
+  with pytest.raises(BadInput, match=r"comparison\.json: [^\n]*$"):
+    metrics.read_comparisons(tmp_path)

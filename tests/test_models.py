@@ -63,6 +63,8 @@ def test_layers_are_named_by_the_convention():
     ("cnn1", (28, 28, 1), 1_664 + 102_464 + 1_204_608 + 73_920 + 1_930),
     # 5*5*3*32+32, 5*5*32*32+32, 8*8*32*192+192, 192*96+96, 96*10+10
     ("cnn2", (32, 32, 3), 2_432 + 25_632 + 393_408 + 18_528 + 970),
+    # 5*5*3*16+16, 5*5*16*16+16, 8*8*16*96+96, 96*48+48, 48*10+10
+    ("cnn3", (32, 32, 3), 1_216 + 6_416 + 98_400 + 4_656 + 490),
     # 64*64+64 twice, 64*10+10
     ("mlp", (8, 8, 1), 4_160 + 4_160 + 650),
   ],
@@ -175,11 +177,14 @@ def test_stats_are_renewed_in_training_only():
   np.testing.assert_allclose(running, 0.5 * x.mean((0, 1, 2)), rtol=1e-6)
 
 
+LISTED = "mlp, mlp2, cnn1, cnn2, cnn3"
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "cnn3"}, r"--models cnn3: allowed is mlp, mlp2, cnn1, cnn2 \(nearest: cnn1\)"),
-    ({"name": "MLP"}, r"--models MLP: allowed is mlp, mlp2, cnn1, cnn2 \(nearest: mlp\)"),
+    ({"name": "cnn4"}, rf"--models cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
+    ({"name": "MLP"}, rf"--models MLP: allowed is {LISTED} \(nearest: mlp\)"),
     ({"dtype": "float16"}, "dtype float16: allowed is float32 or bfloat16"),
     ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, None"),
     ({"num_classes": 0}, "num_classes 0: allowed is a whole number of at least 1"),

@@ -1,5 +1,7 @@
 """Every algorithm against a plain numpy loop: two clients, a linear model, three rounds."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from qupeD_jax import losses, quantize
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
+from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.per_fedavg import per_fedavg
@@ -40,22 +43,17 @@ def assert_models(variables, expected):
 
 def assert_personal(personal, xs, cs):
   assert_models(personal.variables, xs)
-  for centers, expected in zip(personal.codebooks["dense_1/kernel"], cs, strict=True):
-    if expected is not None:
-      close(centers[: len(expected)], expected)
+  for i, centers in enumerate(cs):
+    if centers is not None:
+      close(personal.codebooks["dense_1/kernel"][i][: len(centers)], centers)
 
 
 def assert_both(algorithm, expected):
   """What an algorithm shows of its clients' models and of the server's."""
-  state = oracle.train(algorithm)
+  _, shown = oracle.train(algorithm)
   personal, w = expected
-  shown = algorithm.personalize(None, state, *served())
   assert_models(shown["personal"][0].variables, personal)
   assert_model(shown["global"][0].variables, w)
-
-
-def served(bits=(32, 32)):
-  return oracle.jax.tree.map(oracle.jnp.asarray, oracle.DATA), (toy.cohort(range(2), bits),)
 
 
 def run_quped(bits, **options):
@@ -68,7 +66,7 @@ def run_quped(bits, **options):
     **PERSONAL,
     **options,
   )
-  return oracle.train(algorithm, bits)
+  return oracle.train(algorithm, bits)[0]
 
 
 def assert_quped(state, expected):
@@ -109,23 +107,47 @@ def test_quped_beyond_the_paper(bits, options):
   assert_quped(state, oracle.quped(bits, 0.6, 0.3, **theirs))
 
 
-@pytest.mark.parametrize("bits", [(1, 2), (32, 2), (32, 32)])
-def test_qupel(bits):
-  algorithm = qupel(MODEL, QUANTIZER, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
-  assert_quped(oracle.train(algorithm, bits), oracle.qupel(bits, 0.8))
+@pytest.mark.parametrize(
+  ("bits", "quantizer"),
+  [((1, 2), QUANTIZER), ((32, 2), QUANTIZER), ((32, 32), QUANTIZER), ((32, 32), quantize.none())],
+)
+def test_qupel(bits, quantizer):
+  algorithm = qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
+  assert_quped(oracle.train(algorithm, bits)[0], oracle.qupel(bits, 0.8))
+
+
+@pytest.mark.parametrize(("bits", "own"), [((1, 2), False), ((32, 1), True)])
+def test_finetune(bits, own):
+  w = MODEL.init(jax.random.key(1))
+  before = quped(MODEL, (MODEL,), QUANTIZER, start=(w, (oracle.START,)), **PERSONAL)
+  algorithm = finetune(
+    (MODEL,),
+    QUANTIZER,
+    before.init(jax.random.key(0), oracle.DATA, (toy.cohort(range(2), bits),)),
+    server_model=MODEL,
+    lambda_p=0.6,
+    temperature=oracle.TEMPERATURE,
+    own_classes=own,
+    rate=oracle.ETA,
+    centers_rate=0.01,
+    **STEPS,
+  )
+  state, _ = oracle.train(algorithm, bits)
+  teacher = [np.asarray(t, np.float64) for t in oracle.tensors(w)]
+  assert_personal(state.clients[0], *oracle.finetune(bits, 0.6, teacher, 0.01, own=own))
 
 
 def test_local_is_algorithm_1():
-  (personal,) = oracle.train(local((MODEL,), QUANTIZER, **PERSONAL), (2, 1)).clients
+  state, _ = oracle.train(local((MODEL,), QUANTIZER, **PERSONAL), (2, 1))
   xs, cs, _ = oracle.quped((2, 1), p=0.0)
-  assert_personal(personal, xs, cs)
+  assert_personal(state.clients[0], xs, cs)
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.7])
 def test_fedavg_and_fedprox(mu):
   options = {"rate": oracle.ETA, **STEPS}
   algorithm = fedprox(MODEL, mu=mu, **options) if mu else fedavg(MODEL, **options)
-  assert_model(oracle.train(algorithm).server, oracle.averaging(mu))
+  assert_model(oracle.train(algorithm)[0].server, oracle.averaging(mu))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7])
@@ -145,6 +167,26 @@ def test_per_fedavg(adapt_steps):
   assert_both(algorithm, oracle.per_fedavg(0.2, adapt_steps))
 
 
+def test_per_fedavg_draws_both_batches_of_a_step_independently():
+  """A client of two rows in batches of one: all four pairs of rows turn up, and nothing else."""
+  rows, inner_rate, data = np.array([0, 1]), 0.1, jax.tree.map(jnp.asarray, oracle.DATA)
+  group = toy.cohort([0], [32], 2)._replace(index=rows[None])
+  options = {"inner_rate": inner_rate, "rate": oracle.ETA, "local_steps": 1, "batch_size": 1}
+  algorithm = per_fedavg(MODEL, **options)
+  state = algorithm.init(jax.random.key(0), data, (group,))
+  one_round = lambda key: algorithm.round(key, state, data, (group,))[0].server
+  keys = jax.random.split(jax.random.key(1), 24)
+  kernels = np.asarray(oracle.tensors(jax.jit(jax.vmap(one_round))(keys))[0])
+
+  one = [oracle.Batch(0, rows[i : i + 1]) for i in (0, 1)]
+  pairs = [oracle.per_fedavg_step(oracle.start(), a, b, inner_rate) for a in one for b in one]
+  distance = np.abs(kernels[:, None] - np.stack([kernel for kernel, _ in pairs])).max((2, 3))
+  nearest, next_one, *_ = np.sort(distance, axis=1).T
+  assert np.all(nearest < 1e-5)
+  assert np.all(next_one > 1e-3)
+  assert set(np.argmin(distance, axis=1)) == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize(("p", "q"), [(0.6, 0.3), (0.0, 0.5)])
 def test_fml(p, q):
   options = {"lambda_p": p, "global_lambda_p": q, "temperature": oracle.TEMPERATURE}
@@ -156,8 +198,7 @@ def test_post_training_quantisation(bits):
   quantizer = quantize.learned_codebook(max_bits=3, init=quantize.kmeans_centers)
   alone = local((MODEL,), quantize.none(), **PERSONAL)
   algorithm = with_post_training_quantisation(alone, quantizer)
-  state = oracle.train(algorithm, bits)
-  shown = algorithm.personalize(None, state, *served(bits))
+  _, shown = oracle.train(algorithm, bits)
   trained, shipped = oracle.post_training(bits)
   assert_models(shown["unquantised"][0].variables, trained)
   assert_models(shown["personal"][0].variables, shipped)

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from qupeD_jax import codebook, quantize
 from qupeD_jax.checks import BadInput
+from tests import oracle
 
 finite = st.floats(-4, 4, width=32, allow_subnormal=False)
 tensors = hnp.arrays(np.float32, st.integers(1, 12), elements=finite)
@@ -124,6 +125,62 @@ def test_quantile_centers_share_the_entries_out():
   np.testing.assert_allclose(counts, 500, atol=2)
   expected = np.quantile(x, (np.arange(8) + 0.5) / 8)
   np.testing.assert_allclose(centers, expected, rtol=1e-4, atol=1e-5)
+
+
+def distortion(x, centers):
+  x, centers = np.asarray(x, np.float64), np.asarray(centers, np.float64)
+  return np.min(np.abs(x[:, None] - centers), axis=1) @ np.min(np.abs(x[:, None] - centers), axis=1)
+
+
+@pytest.mark.parametrize("num_centers", [2, 4, 32])
+def test_kmeans_centers_equal_a_loop(num_centers):
+  x = normal(3, 500)
+  expected = oracle.kmeans(x.astype(np.float64), num_centers)
+  np.testing.assert_allclose(
+    quantize.kmeans_centers(x, num_centers), expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_kmeans_centers_stop_after_the_given_iterations():
+  x = normal(3, 500)
+  once = quantize.kmeans_centers(x, 4, iterations=1)
+  expected = oracle.kmeans(x.astype(np.float64), 4, iterations=1)
+  np.testing.assert_allclose(once, expected, rtol=1e-4, atol=1e-5)
+  none = quantize.kmeans_centers(x, 4, iterations=0)
+  np.testing.assert_array_equal(none, quantize.quantile_centers(x, 4))
+
+
+@given(tensors, st.sampled_from([2, 4, 8]))
+def test_kmeans_centers_are_no_worse_than_quantiles(x, num_centers):
+  """Few entries, often equal ones: also with more centers than there are distinct entries."""
+  centers = np.asarray(quantize.kmeans_centers(x, num_centers, 8))
+  assert np.all(np.diff(centers[:num_centers]) >= 0)
+  assert np.all(np.isfinite(centers[:num_centers]))
+  np.testing.assert_array_equal(centers[num_centers:], np.inf)
+  before = distortion(x, quantize.quantile_centers(x, num_centers))
+  # Centers are rounded to float32: entries of size 4 are then off by up to 5e-7.
+  assert distortion(x, centers[:num_centers]) <= before * (1 + 1e-5) + 1e-10
+
+
+def test_kmeans_centers_with_a_traced_number():
+  x = normal(4, 60)
+  traced = jax.jit(quantize.kmeans_centers, static_argnums=2)
+  for num_centers in (2, 4, 8):
+    plain = np.pad(quantize.kmeans_centers(x, num_centers), (0, 8 - num_centers), "constant")
+    plain[num_centers:] = np.inf
+    np.testing.assert_allclose(traced(x, jnp.int32(num_centers), 8), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7])
+def test_kmeans_centers_of_a_constant_are_that_constant(value):
+  x = np.full((7, 11), value, np.float32)
+  np.testing.assert_allclose(quantize.kmeans_centers(x, 4), value, rtol=1e-6)
+
+
+def test_kmeans_centers_hit_every_entry_where_there_are_enough_of_them():
+  x = np.repeat(np.float32([-2.0, 0.5, 3.0]), [4, 3, 5])
+  centers = quantize.kmeans_centers(x, 8)
+  np.testing.assert_allclose(quantize.hard_quantize(x, centers), x, rtol=1e-6)
 
 
 # --- whole models

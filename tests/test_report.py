@@ -109,6 +109,8 @@ def test_losses_over_decades_get_a_logarithmic_axis(least, scale):
 def test_curves_without_any_accuracy_are_refused():
   with pytest.raises(BadInput, match="no row has an accuracy"):
     report.draw_curves([{"method": "a", "seed": 0, "round": 1, "loss": 1.0, "accuracy": None}])
+  with pytest.raises(BadInput, match="lacks its method or its round"):
+    report.draw_curves([{"seed": 0, "round": 1, "loss": 1.0, "accuracy": 0.5}])
 
 
 def holdings(num_clients, num_classes):
@@ -200,6 +202,148 @@ def test_nothing_to_draw_is_refused(empty):
     report.draw_weights(empty, "")
 
 
+def accuracies(methods, num_clients=20, seeds=3):
+  """Returns accuracies in which later methods gain more, and clients differ."""
+  rng = np.random.default_rng(0)
+  return {
+    method: {
+      "seeds": list(range(seeds)),
+      "accuracy": 0.5 + 0.01 * k + 0.05 * rng.uniform(-1, 1, (seeds, num_clients)),
+    }
+    for k, method in enumerate(methods)
+  }
+
+
+def heights(axes):
+  return [bar.get_height() for bar in axes.patches]
+
+
+def test_gains_are_means_over_seeds_in_points_sorted_and_coloured_by_sign():
+  known = {
+    "local": {"seeds": [0, 1], "accuracy": [[0.5, 0.5, 0.5, None], [0.5, 0.5, None, None]]},
+    "other": {"seeds": [0, 1], "accuracy": [[0.5, 0.7, 0.4, 0.9], [0.7, 0.8, 0.9, 0.9]]},
+  }
+  (axes,) = report.draw_gains(known).axes
+  np.testing.assert_allclose(heights(axes), [25, 10, -10])
+  blue, red = mpl.colors.to_rgba("#0072B2"), mpl.colors.to_rgba("#D55E00")
+  assert [bar.get_facecolor() for bar in axes.patches] == [blue, blue, red]
+  # The mean of seeds: (0 + 20 - 10) / 3 and (20 + 30) / 2.
+  assert axes.get_title(loc="left") == "other\nmean +14.2"
+
+
+def test_each_method_but_the_baseline_has_a_panel_on_common_axes():
+  panels = report.draw_gains(accuracies(METHODS), METHODS[3]).axes
+  names = [axes.get_title(loc="left").split("\n")[0] for axes in panels]
+  assert names == [method for method in METHODS if method != METHODS[3]]
+  assert len({axes.get_ylim() for axes in panels}) == 1
+  assert all(len(heights(axes)) == 20 for axes in panels)
+
+
+@pytest.mark.parametrize(("methods", "baseline"), [(["a"], "a"), (["a", "b"], "local"), ([], "a")])
+def test_gains_over_nothing_are_refused(methods, baseline):
+  with pytest.raises(BadInput, match="method"):
+    report.draw_gains(accuracies(methods), baseline)
+
+
+def points():
+  """Returns 17 methods as a study has them: most of one size and hardly apart in accuracy."""
+  rng = np.random.default_rng(3)
+  sizes = {"1 bit": 10_400, "2 bit": 18_900, "4 bit": 35_800, "mixed": 84_300, "32 bit": 272_000}
+  single = ["FedAvg", "FedAvg + fine-tuning", "FedProx", "SCAFFOLD", "pFedMe", "Ditto", "FedPer"]
+  named = [(family, label) for family in ("local", "QuPeD") for label in sizes]
+  named += [(family, family) for family in single]
+  return [
+    (family, label, sizes.get(label, 272_000), 0.845 + 0.012 * rng.standard_normal(), 0.004)
+    for family, label in named
+  ]
+
+
+def labels(axes):
+  return {text.get_text(): text for text in axes.texts}
+
+
+def markers(axes):
+  """Returns the places of all markers, in pixels."""
+  lines = [line for line in axes.get_lines() if line.get_marker() not in ("None", None, "")]
+  return [line.get_transform().transform(line.get_xydata()[0]) for line in lines]
+
+
+def front(axes):
+  lines = [line for line in axes.get_lines() if line.get_marker() in ("None", None, "")]
+  return next(line for line in lines if line.get_transform() == axes.transData).get_xydata()
+
+
+def test_pareto_shows_percents_over_bytes_and_the_front_no_method_beats():
+  best = [("a", "1", 100, 0.5, 0), ("b", "2", 1000, 0.75, 0), ("c", "3", 1e5, 0.875, 0.01)]
+  beaten = [("a", "4", 1000, 0.625, 0), ("a", "5", 2000, 0.75, 0), ("d", "6", 2e5, 0.5, 0)]
+  axes = report.draw_pareto([*beaten, *best]).axes[0]
+  assert axes.get_xscale() == "log"
+  np.testing.assert_allclose(front(axes), [(100, 50), (1000, 75), (1e5, 87.5)])
+  assert labels(axes).keys() >= set("123456")
+  (bar,) = [b for b in axes.collections if np.ptp(b.get_segments()[0][:, 1])]
+  np.testing.assert_allclose(bar.get_segments()[0], [(1e5, 86.5), (1e5, 88.5)])
+
+
+def test_families_share_a_look_and_only_those_without_a_label_of_their_own_are_listed():
+  figure = report.draw_pareto(points())
+  named = labels(figure.axes[0])
+  assert named["Ditto"].get_color() != named["FedPer"].get_color()
+  looks = {
+    (line.get_color(), line.get_marker())
+    for line in figure.axes[0].get_lines()
+    if line.get_marker() not in ("None", None, "")
+  }
+  assert len(looks) == 9
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == ["local", "QuPeD", "Pareto front"]
+
+
+def test_points_of_one_size_stand_side_by_side_at_their_accuracy():
+  close = [("a", f"label {k}", 1000, 0.5 - 1e-4 * (k // 2), 0.0) for k in range(9)]
+  axes = report.draw_pareto(close).axes[0]
+  places = np.array(markers(axes))
+  right = axes.transData.transform([(1000, 100 * mean) for *_, mean, _ in close])
+  np.testing.assert_allclose(places[:, 1], right[:, 1])
+  np.testing.assert_allclose(places[0], right[0])
+  gaps = [np.hypot(*(one - other)) for one, other in itertools.combinations(places, 2)]
+  assert min(gaps) * 72 / axes.figure.dpi > 6.5
+
+
+def test_labels_hide_no_marker():
+  figure = report.draw_pareto(points())
+  axes = figure.axes[0]
+  boxes = [text.get_window_extent() for name, text in labels(axes).items() if name]
+  assert not any(box.contains(*place) for box in boxes for place in markers(axes))
+
+
+@pytest.mark.parametrize(
+  "bad", [("a", "b", 0, 0.5, 0.0), ("a", "b", 10, np.nan, 0.0), ("a", "b", 10, 0.5, np.inf)]
+)
+def test_points_without_a_place_are_refused(bad):
+  with pytest.raises(BadInput, match="point a b"):
+    report.draw_pareto([bad])
+  with pytest.raises(BadInput, match="at least one"):
+    report.draw_pareto([])
+
+
+def test_dollars_in_names_are_no_formulas():
+  names = ["local", r"a$\nothing$", "$"]
+  figures = [
+    report.draw_gains(accuracies(names)),
+    report.draw_pareto([(name, name, 10, 0.5, 0.1) for name in names]),
+    report.draw_curves(rows(names)),
+    report.draw_weights(snapshots(2), names[1]),
+  ]
+  for figure in figures:
+    assert report.svg(figure).rstrip().endswith("</svg>")
+
+
+def test_svg_is_the_same_each_time():
+  one, other = (report.svg(report.draw_gains(accuracies(METHODS[:3]), METHODS[0])) for _ in "ab")
+  assert one == other
+  assert "<image" not in one
+
+
 FIGURES = {
   "curves of 2": lambda: report.draw_curves(rows(METHODS[:2])),
   "curves of 12": lambda: report.draw_curves(rows()),
@@ -207,6 +351,12 @@ FIGURES = {
   "50 clients": lambda: report.draw_clients(holdings(50, 10), ["automobile"] * 10),
   "100 clients": lambda: report.draw_clients(holdings(100, 62)),
   "weights": lambda: report.draw_weights(snapshots(4), "dense_1/kernel, 2 bits"),
+  "gains of 1": lambda: report.draw_gains(accuracies(["local", "a"], 5)),
+  "gains of 19": lambda: report.draw_gains(
+    accuracies(["local", *(f"FedAvg + fine-tuning {k} bit" for k in range(19))], 100)
+  ),
+  "pareto of 17": lambda: report.draw_pareto(points()),
+  "pareto of 2": lambda: report.draw_pareto(points()[-2:]),
 }
 
 
@@ -220,8 +370,10 @@ def test_pictures_are_written_and_settings_left_alone(tmp_path):
   report.curves(rows(METHODS[:2]), tmp_path / "curves.png")
   report.clients(holdings(5, 3), tmp_path / "clients.png")
   report.weights(snapshots(2), tmp_path / "weights.png", "a tensor")
+  report.gains(accuracies(METHODS[:3]), METHODS[0], tmp_path / "gains.png")
+  report.pareto(points(), tmp_path / "pareto.png")
   assert all(is_png(path) for path in tmp_path.iterdir())
-  assert len(list(tmp_path.iterdir())) == 3
+  assert len(list(tmp_path.iterdir())) == 5
   assert dict(mpl.rcParams) == before
 
 

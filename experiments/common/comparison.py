@@ -35,39 +35,50 @@ def _plain(name: str, make: MakeJob, **grid: tuple[float, ...]) -> Entry:
 
 
 LOW = (2, 1)  # bits
-RATES = (0.02, 0.05, 0.1)
+SLOW, FAST, ALL = (0.02, 0.05), (0.05, 0.1), (0.02, 0.05, 0.1, 0.2)  # rates
+OURS = {"global_loss_weight": (1.0,), "global_rate": (0.05,)}  # of QuPeD+ alone
 
 ENTRIES = (
-  _plain("local", methods.local_training, weights_rate=(0.01, 0.02, 0.05, 0.1, 0.2, 0.3)),
-  _entry("local 2 bit", methods.local_quantised, LOW, weights_rate=RATES, proximity=(1e-4, 1e-3)),
-  _plain("FedAvg", methods.federated_averaging, fedavg_rate=(0.01, 0.02, 0.05, 0.1, 0.2, 0.3)),
-  _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=(0.05, 0.1, 0.2), mu=(0.01, 0.1)),
+  _plain("local", methods.local_training, weights_rate=ALL),
+  _entry("local 2 bit", methods.local_quantised, LOW, weights_rate=FAST, proximity=(1e-4, 1e-3)),
+  _plain("FedAvg", methods.federated_averaging, fedavg_rate=ALL),
+  _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=FAST, mu=(0.01, 0.1)),
   Entry(
     "FedAvg + fine-tuning",
     partial(methods.averaging_then_local, bits=LOW),
     methods.averaging_then_local,
-    {"fedavg_rate": (0.05, 0.1, 0.2), "fedavg_finetune_rate": (0.02, 0.1)},
+    {"fedavg_rate": FAST, "fedavg_finetune_rate": SLOW},
   ),
   _entry(
     "FedAvg + codebook 2 bit",
     methods.averaging_then_quantised,
     LOW,
-    fedavg_rate=(0.1, 0.2),
-    weights_rate=RATES,
+    fedavg_rate=FAST,
+    weights_rate=SLOW,
   ),
-  _plain("Per-FedAvg", rivals.meta_averaging, fedavg_rate=(0.05, 0.1, 0.2), inner_rate=(0.02, 0.1)),
-  _plain("pFedMe", rivals.moreau_envelopes, penalty=(1.0, 5.0, 15.0), weights_rate=(0.02, 0.1)),
-  _plain("Ditto", rivals.near_averaging, weights_rate=RATES, penalty=(0.1, 1.0)),
-  _plain("FML", rivals.mutual_learning, weights_rate=RATES, lambda_p=(0.3, 0.6)),
-  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=RATES, penalty=(0.1, 1.0)),
-  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=RATES, penalty=(0.1, 1.0)),
-  _entry("QuPeD 32 bit", methods.quped_quantised, (32,), weights_rate=RATES, lambda_p=(0.3, 0.6)),
-  _entry("QuPeD 2 bit", methods.quped_quantised, LOW, weights_rate=RATES, lambda_p=(0.3, 0.6)),
+  _plain("Per-FedAvg", rivals.meta_averaging, fedavg_rate=FAST, inner_rate=(0.02, 0.1)),
+  _plain("pFedMe", rivals.moreau_envelopes, weights_rate=FAST, penalty=(2.0, 8.0)),
+  _plain("Ditto", rivals.near_averaging, weights_rate=FAST, penalty=(0.1, 1.0)),
+  _plain("FML", rivals.mutual_learning, weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=FAST, penalty=(0.1, 1.0)),
+  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=FAST, penalty=(0.1, 1.0)),
+  _entry("QuPeD 32 bit", methods.quped_quantised, (32,), weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _entry("QuPeD 2 bit", methods.quped_quantised, LOW, weights_rate=FAST, lambda_p=(0.2, 0.5)),
   _entry(
-    "QuPeD+ 32 bit", methods.quped_from_averaging, (32,), weights_rate=RATES, lambda_p=(0.3, 0.6)
+    "QuPeD+ 32 bit",
+    methods.quped_from_averaging,
+    (32,),
+    weights_rate=SLOW,
+    lambda_p=(0.1, 0.4),
+    **OURS,
   ),
   _entry(
-    "QuPeD+ 2 bit", methods.quped_from_averaging, LOW, weights_rate=RATES, lambda_p=(0.3, 0.6)
+    "QuPeD+ 2 bit",
+    methods.quped_from_averaging,
+    LOW,
+    weights_rate=SLOW,
+    lambda_p=(0.1, 0.4),
+    **OURS,
   ),
 )
 
@@ -85,23 +96,45 @@ COMPARISONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison(Federated):
-  """A comparison in which every method has its own hyperparameters, those of a file."""
+class Tuned(Federated):
+  """Options of an experiment whose methods have their own hyperparameters, those of a file."""
 
   tuned: str = str(tuned.FILE)
   """File with the hyperparameters of every method, by data set."""
+  tuned_on: str = "cifar10"
+  """Data set in that file whose hyperparameters are used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Tuned):
+  """Options of the comparison of all methods."""
+
+  classes_per_client: tuple[int, ...] = (3, 4)
+  """Classes that each client holds (partition by_class); a table for every number."""
   only: tuple[str, ...] = ()
-  """Methods to train, by their names in that file; by default all."""
+  """Methods to train, by their names in the file; by default all."""
 
 
-def run(name: str, options: Comparison) -> Path:
+def run(name: str, options: Comparison) -> None:
   """Trains all methods, each with its tuned hyperparameters, and compares them."""
+  jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
+  folder = Path(options.out or Path("results") / name)
+  for count in options.classes_per_client:
+    out = folder / f"{count}_classes" if len(options.classes_per_client) > 1 else folder
+    table = dataclasses.replace(options, classes_per_client=count, out=str(out))
+    study.run(name, table, jobs, comparisons=COMPARISONS)
+
+
+def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
+  """Makes a job with the hyperparameters of a method in the file that the options name."""
   values = tuned.read(Path(options.tuned).expanduser())
-  jobs = [
-    with_hyperparameters(entry.make, tuned.of(values, options.dataset, entry.name))
-    for entry in chosen(options.only)
-  ]
-  return study.run(name, options, jobs, comparisons=COMPARISONS)
+  found = tuned.of(values, options.tuned_on, method)
+
+  def made(options: Federated, federation: Federation) -> Job:
+    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
+    return make(Options(**shared, **found), federation)
+
+  return made
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
@@ -110,16 +143,6 @@ def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
   for name in names:
     checks.require(name in known, "--only", repr(name), ", ".join(map(repr, known)))
   return tuple(known[name] for name in names or known)
-
-
-def with_hyperparameters(make: MakeJob, values: dict[str, float]) -> MakeJob:
-  """Completes options that have no hyperparameters with given ones."""
-
-  def made(options: Federated, federation: Federation) -> Job:
-    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
-    return make(Options(**shared, **values), federation)
-
-  return made
 
 
 def configurations(grid: dict[str, tuple[float, ...]]) -> list[dict[str, float]]:

@@ -74,7 +74,8 @@ def load(
   Raises:
     BadInput: the data cannot be had, or the options do not fit it.
   """
-  train, test = sources.load(options.dataset, options.data_dir)
+  parts = sources.load(options.dataset, options.data_dir)
+  train, test = (sources.downsample(part, options.downsample) for part in parts)
   num_classes = sources.num_classes(train, test)
   parts = tuple(split(options, train, test, seed) for seed in seeds(options))
   num_clients = len(parts[0].train.offsets) - 1

@@ -1,7 +1,8 @@
 """What a study trains: jobs, their phases, and the options as the algorithms take them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,9 @@ class Variant(NamedTuple):
   """One of the methods of a job."""
 
   bits: np.ndarray  # [clients] int32, precision of each
-  changes: dict[str, float] = {}  # hyperparameters that differ from the job's options
+  changes: Mapping[str, float] = MappingProxyType(
+    {}
+  )  # hyperparameters that differ from the job's options
 
 
 class Job(NamedTuple):
@@ -59,11 +62,16 @@ def on_server_architecture(make: MakeJob) -> MakeJob:
   return lambda options, federation: make(options, of_server(federation))
 
 
-def configurations(job: Job, changes: list[dict[str, float]]) -> Job:
-  """Trains a job's only method with several hyperparameters side by side, named by their number."""
-  ((method, variant),) = job.variants.items()
-  variants = {f"{method} #{i}": variant._replace(changes=c) for i, c in enumerate(changes)}
-  return job._replace(variants=variants)
+def changed(make: MakeJob, changes: Mapping[str, Mapping[str, float]]) -> MakeJob:
+  """Trains a job's only method with several changes of its hyperparameters, each by a name."""
+
+  def made(options, federation):
+    job = make(options, federation)
+    (variant,) = job.variants.values()
+    variants = {name: variant._replace(changes=values) for name, values in changes.items()}
+    return job._replace(variants=variants)
+
+  return made
 
 
 # --- what a job is made of

@@ -146,7 +146,7 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
 def quped_quantised(
   options: Options, federation: Federation, bits: tuple[int, ...] = (), mixed: bool = False
 ) -> Job:
-  """QuPeD as in the paper, then fine-tuned; at 32 bits it has no codebooks and nothing to freeze."""
+  """QuPeD as in the paper, then fine-tuned; at 32 bits it has nothing to freeze."""
   variants = precisions("QuPeD", options, federation, bits, mixed)
   server = federation.models[0]
 

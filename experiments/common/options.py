@@ -19,6 +19,8 @@ class Federated:
   """Data set: digits, mnist, fashion_mnist, cifar10, emnist/NAME or femnist."""
   data_dir: str | None = None
   """Folder that holds the data sets; by default TFDS's own."""
+  downsample: int = 1
+  """Average images over squares of so many pixels, for runs on a small machine."""
   out: str | None = None
   """Folder for the results; by default results/NAME."""
 
@@ -120,7 +122,7 @@ def check(options: Federated) -> None:
     check_hyperparameters(options)
   at_least = {
     "clients": 1, "classes_per_client": 1, "rounds": 1, "finetune_rounds": 0, "local_steps": 1,
-    "batch_size": 1, "inner_steps": 1, "eval_every": 1, "seed": 0, "seeds": 1,
+    "batch_size": 1, "inner_steps": 1, "downsample": 1, "eval_every": 1, "seed": 0, "seeds": 1,
   }  # fmt: skip
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)

@@ -29,6 +29,7 @@ from qupeD_jax.data import sources, splits
 from qupeD_jax.types import FedState
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
+OTHERS += ("report.html", "table.tex")
 PICTURES = ("clients.png", "curves.png", "weights.png")
 
 

@@ -31,12 +31,17 @@ def read(path: Path) -> Values:
   except tomllib.TOMLDecodeError as error:
     raise BadInput(f"{path}: not TOML ({error})") from error
   for dataset, methods in values.items():
+    checks.require(isinstance(methods, dict), f"{path}: {dataset}", methods, "a table of methods")
     for method, changes in methods.items():
-      where = f'{path}: [{dataset}."{method}"]'
-      for name, value in changes.items():
-        checks.require(name in DEFAULTS, where, name, ", ".join(DEFAULTS))
-        checks.require(isinstance(value, int | float), f"{where} {name}", value, "a number")
+      _check(f'{path}: [{dataset}."{method}"]', changes)
   return values
+
+
+def _check(where: str, changes) -> None:
+  checks.require(isinstance(changes, dict), where, changes, "a table of hyperparameters")
+  for name, value in changes.items():
+    checks.require(name in DEFAULTS, where, name, ", ".join(DEFAULTS))
+    checks.require(isinstance(value, int | float), f"{where} {name}", value, "a number")
 
 
 def of(values: Values, dataset: str, method: str) -> dict[str, float]:
@@ -49,7 +54,8 @@ def of(values: Values, dataset: str, method: str) -> dict[str, float]:
   if found is None:
     name = dataset.replace("/", "_")
     raise BadInput(
-      f'--tuned: no [{dataset}."{method}"] in the file; make experiment NAME=tune_{name} finds them'
+      f'--tuned-on {dataset}: no [{dataset}."{method}"] in the file of --tuned; '
+      f"make experiment NAME=tune_{name} chooses such values"
     )
   return {name: float(value) for name, value in found.items()}
 
@@ -61,5 +67,4 @@ def write(path: Path, dataset: str, methods: dict[str, dict[str, float]]) -> Non
     lines.append(f'[{dataset}."{method}"]')
     lines += [f"{k} = {float(v):g}" for k, v in sorted(values.items()) if v != DEFAULTS[k]]
     lines.append("")
-  with files.on_disk(path):
-    files.write(path, "\n".join(lines).rstrip())
+  files.write(path, "\n".join(lines).rstrip())

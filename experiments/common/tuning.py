@@ -10,10 +10,11 @@ from experiments.common import comparison, study, training, tuned
 from experiments.common import federation as fed
 from experiments.common.comparison import Entry
 from experiments.common.errors import Diverged
-from experiments.common.jobs import Job, configurations
+from experiments.common.federation import Federation
+from experiments.common.jobs import Job, changed
 from experiments.common.options import Hyperparameters, Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import engine, files, metrics
+from qupeD_jax import engine, files, metrics, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,10 @@ def run(name: str, options: Tuning) -> Path:
   return folder
 
 
-def _job(entry: Entry, options: Tuning, federation) -> Job:
-  changes = comparison.configurations(entry.grid)
-  return configurations(entry.tune(options, federation), changes)
+def _job(entry: Entry, options: Tuning, federation: Federation) -> Job:
+  grid = comparison.configurations(entry.grid)
+  numbered = {f"{entry.name} #{i}": changes for i, changes in enumerate(grid)}
+  return changed(entry.tune, numbered)(options, federation)
 
 
 def _shared(options: Tuning) -> dict[str, float]:
@@ -95,11 +97,8 @@ def _scores(job: Job, folder: Path, bar: Bar, console: Console) -> dict[str, lis
 
 def _write_table(path: Path, tried, chosen: set[str]) -> None:
   """Writes all configurations with their validation accuracy, the chosen ones marked."""
-  lines = ["| Configuration | Hyperparameters | Validation accuracy (%) | Chosen |"]
-  lines.append("| --- | --- | ---: | :---: |")
+  rows = [("Configuration", "Hyperparameters", "Validation accuracy (%)", "Chosen")]
   for key, (changes, scores) in tried.items():
     values = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-    mark = "yes" if key in chosen else ""
-    lines.append(f"| {key} | {values} | {100 * np.mean(scores):.1f} | {mark} |")
-  with files.on_disk(path):
-    files.write(path, "\n".join(lines))
+    rows.append((key, values, f"{100 * np.mean(scores):.1f}", "yes" if key in chosen else ""))
+  files.write(path, tables.markdown(rows))

@@ -30,7 +30,7 @@ def ditto(
 
   and the server averages the w_i. The pull toward w is taken implicitly, where the paper takes a
   gradient step: the fixed points are the same, and no penalty is too large. With penalty 0 the v_i
-  train alone; with an infinite one they are w.
+  train alone; as it grows they tend to w.
 
   Args:
     model: the one architecture that all clients train, twice.

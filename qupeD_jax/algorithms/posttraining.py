@@ -6,7 +6,7 @@ without their retraining.
 
 import jax
 
-from qupeD_jax import quantize
+from qupeD_jax import checks, quantize
 from qupeD_jax.types import Algorithm, Quantizer, Scored
 
 
@@ -20,6 +20,9 @@ def with_post_training_quantisation(algorithm: Algorithm, quantizer: Quantizer) 
 
   Returns:
     The same Algorithm, scored as "personal" (quantised), "unquantised" and whatever else it shows.
+
+  Raises:
+    BadInput: when scored, if clients have no models of their own.
   """
 
   def quantise(variables, bits):
@@ -29,6 +32,8 @@ def with_post_training_quantisation(algorithm: Algorithm, quantizer: Quantizer) 
   def personalize(key, state, data, cohorts):
     shown = algorithm.personalize(key, state, data, cohorts)
     trained = shown["personal"]
+    own = all(scored.stacked for scored in trained)
+    checks.require(own, "algorithm", "with one model for all", "one with a model per client")
     shipped = tuple(
       Scored(scored.model, jax.vmap(quantise)(scored.variables, cohort.bits), stacked=True)
       for scored, cohort in zip(trained, cohorts, strict=True)

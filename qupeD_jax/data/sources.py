@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from qupeD_jax.checks import BadInput, require
+from qupeD_jax.checks import BadInput, at_least, require
 from qupeD_jax.data import arrayrecords, catalog, femnist
 from qupeD_jax.types import Dataset
 
@@ -54,6 +54,32 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset,
 def num_classes(train: Dataset, test: Dataset) -> int:
   """Returns the number of classes: one more than the largest label of either part."""
   return int(max(np.max(train.y), np.max(test.y))) + 1
+
+
+def downsample(dataset: Dataset, factor: int) -> Dataset:
+  """Averages images over squares of factor x factor pixels, rounded to whole numbers.
+
+  Args:
+    dataset: images [M, H, W, C] uint8.
+    factor: at least 1, a divisor of H and W; 1 returns the data set as it is.
+
+  Returns:
+    The data set with images [M, H / factor, W / factor, C] uint8.
+
+  Raises:
+    BadInput: the factor does not divide H and W.
+  """
+  at_least("--downsample", factor, 1)
+  if factor == 1:
+    return dataset
+  m, h, w, c = dataset.x.shape
+  divides = h % factor == w % factor == 0
+  require(divides, "--downsample", factor, f"a divisor of {h} and {w}")
+  squares = dataset.x.reshape(m, h // factor, factor, w // factor, factor, c)
+  sums = squares.sum(
+    axis=(2, 4), dtype=np.uint32
+  )  # exact, where a mean of floats is eight times the size
+  return dataset._replace(x=((sums + factor**2 // 2) // factor**2).astype(np.uint8))
 
 
 def statistics(train: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

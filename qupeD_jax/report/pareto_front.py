@@ -22,6 +22,7 @@ Point = tuple[str, str, float, float, float]  # family, label, bytes, mean and s
 # Eight markers and seven colours: families look alike only from the 57th on.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _MARKER = 6.5  # points
+_STEP = 8.0  # points between markers side by side
 _FAR = 9  # points; a label from there on needs a line to its marker
 
 
@@ -132,7 +133,7 @@ def _swarm(axes: Axes, points: Sequence[Point]) -> list[_Mark]:
   taken, marks = [], []
   for point in sorted(points, key=lambda point: -point[3]):
     x, y = axes.transData.transform((point[2], 100 * point[3]))
-    shifts = (1.2 * side * _MARKER * step for step in range(len(points)) for side in (1, -1))
+    shifts = (side * _STEP * step for step in range(len(points)) for side in (1, -1))
     shift = next(dx for dx in shifts if not _touches((x + _scale(axes) * dx, y), taken, axes))
     taken.append((x + _scale(axes) * shift, y))
     marks.append(_Mark(point, shift))
@@ -140,7 +141,7 @@ def _swarm(axes: Axes, points: Sequence[Point]) -> list[_Mark]:
 
 
 def _touches(place: tuple[float, float], taken: Sequence[tuple[float, float]], axes: Axes) -> bool:
-  return any(math.dist(place, other) < 1.2 * _MARKER * _scale(axes) for other in taken)
+  return any(math.dist(place, other) < 0.99 * _STEP * _scale(axes) for other in taken)
 
 
 def _scale(axes: Axes) -> float:

@@ -1,0 +1,41 @@
+"""CIFAR-10: accuracy against bits 1 to 8 and 32, with and without distillation.
+
+make data NAME=cifar10
+make experiment NAME=cifar10_bits_pareto
+
+By default at the paper's scale, which wants an accelerator. pareto.png shows the accuracy against
+the bytes of a shipped model.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from experiments.common import comparison, methods, study
+from experiments.common.comparison import Tuned
+from qupeD_jax import metrics, page, report
+
+DEFAULTS = Tuned(
+  dataset="cifar10",
+  models=("cnn1",),
+  bits=(1, 2, 3, 4, 5, 6, 7, 8),
+  clients=50,
+  rounds=500,
+  finetune_rounds=100,
+  batch_size=50,
+  eval_every=50,
+)
+
+
+def main(options: Tuned) -> None:
+  """Runs the experiment."""
+  tuned = partial(comparison.with_tuned, options)
+  jobs = (
+    tuned("local", methods.local_training),
+    tuned("local 2 bit", partial(methods.local_quantised, bits=options.bits)),
+    tuned("QuPeD 32 bit", partial(methods.quped_quantised, bits=(32,))),
+    tuned("QuPeD 2 bit", partial(methods.quped_quantised, bits=options.bits)),
+  )
+  folder = Path(study.run("cifar10_bits_pareto", options, jobs))
+  summary = metrics.read_summary(folder)
+  points = [page.point(method, entry, summary) for method, entry in summary.items()]
+  report.pareto(points, folder / "pareto.png")

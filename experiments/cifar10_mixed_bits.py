@@ -1,0 +1,51 @@
+"""CIFAR-10 with thirds of the clients at 1, 2 and 32 bits: what each third gains by federating.
+
+make data NAME=cifar10
+make experiment NAME=cifar10_mixed_bits
+
+By default at the paper's scale, which wants an accelerator. groups.md compares, for each third,
+training alone, QuPeD among the clients of the same precision, and QuPeD among all.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common import comparison, groups, methods, study
+from experiments.common.comparison import Tuned
+from experiments.common.federation import by_bits
+from qupeD_jax.data import cohort
+
+DEFAULTS = Tuned(
+  dataset="cifar10",
+  models=("cnn1",),
+  bits=(1, 2, 32),
+  clients=50,
+  rounds=500,
+  finetune_rounds=100,
+  batch_size=50,
+  eval_every=50,
+)
+
+
+def within_precision(options, federation):
+  """QuPeD among the clients of one precision: every third has a server of its own."""
+  bits = cohort.assign_bits(options.bits, federation.num_clients)
+  return methods.quped_within_groups(options, by_bits(federation, bits), bits)
+
+
+def main(options: Tuned) -> None:
+  """Runs the experiment."""
+  jobs = (
+    comparison.with_tuned(options, "local 2 bit", partial(methods.local_quantised, mixed=True)),
+    comparison.with_tuned(options, "QuPeD 2 bit", within_precision),
+    comparison.with_tuned(options, "QuPeD 2 bit", partial(methods.quped_quantised, mixed=True)),
+    comparison.with_tuned(
+      options, "QuPeD+ 2 bit", partial(methods.quped_from_averaging, mixed=True)
+    ),
+  )
+  folder = study.run("cifar10_mixed_bits", options, jobs)
+  bits = cohort.assign_bits(options.bits, options.clients)
+  thirds = {f"{b} bit": np.flatnonzero(bits == b) for b in options.bits}
+  groups.write(Path(folder), thirds, ("local mixed", "QuPeD within groups"))

@@ -1,0 +1,29 @@
+"""Every method on FEMNIST: 66 writers, each a client, with the hyperparameters of MNIST.
+
+make experiment NAME=femnist_table ARGS="--data-dir FOLDER"
+
+FOLDER/femnist holds LEAF's JSON files or TensorFlow Federated's HDF5 files. By default at the
+paper's scale, about 30 epochs of batches of 50, which wants an accelerator.
+"""
+
+from experiments.common import comparison
+from experiments.common.comparison import Comparison
+
+DEFAULTS = Comparison(
+  dataset="femnist",
+  tuned_on="mnist",
+  partition="natural",
+  classes_per_client=(62,),
+  models=("cnn1",),
+  clients=66,
+  rounds=20,
+  finetune_rounds=4,
+  batch_size=50,
+  partial_batches=True,
+  eval_every=4,
+)
+
+
+def main(options: Comparison) -> None:
+  """Runs the experiment."""
+  comparison.run("femnist_table", options)

@@ -1,0 +1,295 @@
+"""The comparison: tuned hyperparameters, jobs, the search for them, and experiments end to end."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import ablations, cifar10_bits_pareto, cifar10_mixed_bits, cifar10_mixed_models
+from experiments.common import comparison, groups, jobs, methods, study, training, tuned, tuning
+from experiments.common import federation as fed
+from experiments.common.comparison import Comparison
+from experiments.common.options import Options
+from experiments.common.tuning import Tuning
+from qupeD_jax import engine, metrics
+from qupeD_jax.checks import BadInput
+
+SMALL = {
+  "dataset": "digits", "models": ("mlp2",), "clients": 6, "rounds": 4, "finetune_rounds": 1,
+  "local_steps": 1, "batch_size": 4, "seeds": 2, "eval_every": 4, "inner_steps": 2,
+}  # fmt: skip
+FROM_FILE = {"tuned_on": "digits"}
+OPTIONS = Options(**SMALL)
+NAMES = [entry.name for entry in comparison.ENTRIES]
+
+
+@pytest.fixture(scope="module")
+def federation():
+  return fed.load(OPTIONS)
+
+
+@pytest.fixture
+def values(tmp_path):
+  """A file with hyperparameters for every method."""
+  path = tmp_path / "values.toml"
+  tuned.write(path, "digits", {name: {"weights_rate": 0.2} for name in NAMES})
+  return str(path)
+
+
+# --- the methods
+
+
+def test_every_method_gets_as_many_configurations():
+  counts = {entry.name: len(comparison.configurations(entry.grid)) for entry in comparison.ENTRIES}
+  assert len(set(counts.values())) == 1, counts
+
+
+@pytest.mark.parametrize("entry", comparison.ENTRIES, ids=NAMES)
+def test_every_job_trains_for_all_rounds(entry, federation):
+  """Shapes only: all phases follow on each other, and every phase's algorithm takes its state."""
+  for make in (entry.make, entry.tune):
+    job = make(OPTIONS, federation)
+    assert sum(phase.rounds for phase in job.phases) == OPTIONS.rounds
+    assert study.round_traffic(job) >= 0
+    bits = next(iter(job.variants.values())).bits
+    cohorts = jax.tree.map(
+      lambda leaf: leaf[0], fed.training(job.federation, bits, job.federation.groups)
+    )
+    state = None
+    for phase in job.phases:
+      algorithm = phase.build(OPTIONS, state)
+      state = algorithm.init(jax.random.key(0), federation.train, cohorts)
+      arguments = (jax.random.key(0), state, federation.train, cohorts)
+      after, _ = jax.eval_shape(algorithm.round, *arguments)
+      assert jax.tree.structure(after) == jax.tree.structure(state)
+      assert "personal" in jax.eval_shape(lambda *a: _scores(algorithm, *a), *arguments)  # noqa: B023
+
+
+def _scores(algorithm, *arguments):
+  return {name: 0 for name in algorithm.personalize(*arguments)}
+
+
+@pytest.mark.parametrize("entry", comparison.ENTRIES, ids=NAMES)
+def test_the_tuned_variant_is_the_one_that_is_named(entry, federation):
+  assert tuple(entry.tune(OPTIONS, federation).variants) == (entry.name,)
+  assert entry.name in entry.make(OPTIONS, federation).variants
+  known = {field.name for field in dataclasses.fields(Options)}
+  assert set(entry.grid) <= known
+
+
+def test_all_that_is_compared_is_trained(federation):
+  trained = [m for entry in comparison.ENTRIES for m in entry.make(OPTIONS, federation).variants]
+  assert len(trained) == len(set(trained))
+  for ours, rivals in comparison.COMPARISONS.items():
+    assert {ours, *rivals} <= set(trained)
+    bits = {ours.split()[-2]} - {"32"}
+    assert all(set(name.split()) & bits or "bit" not in name for name in rivals if bits)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_the_file_has_hyperparameters_for_every_method(dataset):
+  values = tuned.read(tuned.FILE)
+  for entry in comparison.ENTRIES:
+    found = tuned.of(values, dataset, entry.name)
+    for name, tried in entry.grid.items():
+      chosen = found.get(name, tuned.DEFAULTS[name])
+      assert any(chosen == pytest.approx(value) for value in tried), (entry.name, name)
+
+
+# --- jobs
+
+
+def test_variants_differ_in_what_they_change_alone(federation):
+  make = jobs.changed(methods.local_training, {"slow": {"weights_rate": 1e-6}, "fast": {}})
+  trained = train(make(OPTIONS, federation))
+  job = methods.local_training(OPTIONS, federation)
+  alone = train(job)
+  runs = jax.tree.map(np.asarray, trained.state.clients[0].variables["params"]["head"]["kernel"])
+  expected = np.asarray(alone.state.clients[0].variables["params"]["head"]["kernel"])
+  np.testing.assert_allclose(runs[2:], expected, rtol=1e-5, atol=1e-6)
+  assert np.abs(runs[:2] - expected).max() > 1e-3
+
+
+def train(job):
+  return training.train(job, lambda done, chunk: None)
+
+
+def test_phases_follow_on_each_other(federation):
+  """FedAvg + fine-tuning is FedAvg for the first rounds, then local training from its model."""
+  job = methods.averaging_then_local(OPTIONS, federation)
+  first = job._replace(phases=job.phases[:1])
+  server = train(first).state.server
+  still = dataclasses.replace(OPTIONS, fedavg_finetune_rate=1e-9)
+  (clients,) = train(job._replace(options=still)).state.clients
+  for one, all_ in zip(
+    jax.tree.leaves(server[0]["params"]), jax.tree.leaves(clients.variables["params"]), strict=True
+  ):
+    np.testing.assert_allclose(np.asarray(all_), np.asarray(one)[:, None] + np.zeros(all_.shape),
+                               atol=1e-6)  # fmt: skip
+
+
+def test_traffic_is_that_of_the_servers_that_there_are(federation):
+  def bytes_of(job):
+    return study.round_traffic(job)
+
+  together = bytes_of(methods.federated_averaging(OPTIONS, federation))
+  assert bytes_of(methods.averaging_then_local(OPTIONS, federation)) == together
+  assert bytes_of(methods.local_training(OPTIONS, federation)) == 0
+  two = fed.load(dataclasses.replace(OPTIONS, models=("mlp2", "mlp")))
+  half = len(two.groups[0])
+  small, large = (
+    bytes_of(methods.federated_averaging(OPTIONS, fed.of_server(two._replace(models=(m,)))))
+    for m in two.models
+  )
+  apart = bytes_of(methods.averaging_then_local(OPTIONS, two))
+  assert apart == small * half // 6 + large * (6 - half) // 6
+
+
+# --- the file
+
+
+def test_the_file_reads_as_it_was_written(tmp_path):
+  path = tmp_path / "values.toml"
+  tuned.write(path, "emnist/letters", {"QuPeD 2 bit": {"lambda_p": 0.25, "mu": 0.01}, "local": {}})
+  assert tuned.read(path) == {"emnist/letters": {"QuPeD 2 bit": {"lambda_p": 0.25}, "local": {}}}
+
+
+@pytest.mark.parametrize(
+  ("text", "line"),
+  [
+    ("[digits", "not TOML"),
+    ('[digits."local"]\nrate = 1', r'\[digits."local"\] rate: allowed is'),
+    ('[digits."local"]\nmu = "x"', "mu x: allowed is a number"),
+    ("digits = 1", "allowed is"),
+    ("[digits]\nlocal = 1", "allowed is"),
+  ],
+)
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, text, line):
+  path = tmp_path / "values.toml"
+  path.write_text(text)
+  with pytest.raises(BadInput, match=line) as refused:
+    tuned.read(path)
+  assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_or_method_is_refused(tmp_path):
+  with pytest.raises(BadInput, match=r"values\.toml"):
+    tuned.read(tmp_path / "values.toml")
+  with pytest.raises(BadInput, match=r'no \[digits."FedAvg"\]'):
+    tuned.of({"digits": {"local": {}}}, "digits", "FedAvg")
+
+
+# --- the search
+
+
+def test_the_search_takes_the_best_on_validation_rows_and_never_tests(tmp_path, monkeypatch):
+  def tested(*_, **__):
+    raise AssertionError("test rows were looked at")
+
+  monkeypatch.setattr(engine, "score", tested)
+  monkeypatch.setattr(fed, "testing", tested)
+  options = Tuning(**SMALL, out=str(tmp_path), only=("local", "QuPeD+ 2 bit"))
+  folder = tuning.run("search", options)
+  rows = metrics.read_metrics(folder)
+  last = {}
+  for row in rows:
+    if row["round"] == options.rounds:
+      last.setdefault(row["method"], []).append(row["accuracy"])
+  assert len(last) == 8
+  values = tuned.read(folder / "tuned.toml")["digits"]
+  for entry in comparison.chosen(options.only):
+    scores = [np.mean(last[f"{entry.name} #{i}"]) for i in range(4)]
+    winner = comparison.configurations(entry.grid)[int(np.argmax(scores))]
+    for name, value in winner.items():
+      assert values[entry.name].get(name, tuned.DEFAULTS[name]) == pytest.approx(value)
+  table = (folder / "tuning.md").read_text("utf-8")
+  assert table.count("yes") == 2
+
+
+def test_a_configuration_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
+  grid = {"weights_rate": (0.1, 1e30)}
+  entry = comparison.ENTRIES[0]._replace(grid=grid)
+  monkeypatch.setattr(comparison, "ENTRIES", (entry,))
+  folder = tuning.run("search", Tuning(**SMALL, out=str(tmp_path)))
+  assert "left out: local #1" in " ".join(capsys.readouterr().out.split())
+  assert tuned.read(folder / "tuned.toml") == {"digits": {"local": {}}}  # 0.1 is the default
+
+
+def test_an_unknown_method_is_refused():
+  with pytest.raises(BadInput, match="--only 'fedavg': allowed is 'local'"):
+    comparison.chosen(("fedavg",))
+
+
+# --- experiments from end to end
+
+
+def test_a_table_for_every_number_of_classes(tmp_path, values):
+  own = {"classes_per_client": (2, 3), "only": ("local", "QuPeD 32 bit")}
+  options = Comparison(**SMALL, **FROM_FILE, **own, tuned=values, out=str(tmp_path))
+  comparison.run("table", options)
+  for count in (2, 3):
+    folder = tmp_path / f"{count}_classes"
+    assert set(metrics.read_summary(folder)) == {"local", "QuPeD 32 bit"}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["config"]["classes_per_client"] == count
+    compared, _ = metrics.read_comparisons(folder)
+    assert list(compared["QuPeD 32 bit"]) == ["local"]
+    found = metrics.read_accuracies(folder)
+    difference = np.mean(found["QuPeD 32 bit"]["accuracy"] - found["local"]["accuracy"])
+    assert compared["QuPeD 32 bit"]["local"].difference == pytest.approx(difference)
+
+
+def options_of(experiment, folder, values, **changes):
+  own = SMALL | FROM_FILE | {"tuned": values, "out": str(folder)} | changes
+  return dataclasses.replace(experiment.DEFAULTS, **own)
+
+
+def test_mixed_bits(tmp_path, values):
+  cifar10_mixed_bits.main(options_of(cifar10_mixed_bits, tmp_path, values))
+  table = (tmp_path / "groups.md").read_text("utf-8")
+  assert [table.count(f"| {b} bit ") for b in (1, 2, 32)] == [4, 4, 4]
+
+
+def test_mixed_models(tmp_path, values):
+  models = {"models": ("mlp2", "mlp")}
+  cifar10_mixed_models.main(options_of(cifar10_mixed_models, tmp_path, values, **models))
+  table = (tmp_path / "groups.md").read_text("utf-8")
+  assert [table.count(f"| {name} ") for name in models["models"]] == [8, 8]
+
+
+def test_pareto(tmp_path, values):
+  few = {"bits": (1, 3)}
+  cifar10_bits_pareto.main(options_of(cifar10_bits_pareto, tmp_path, values, **few))
+  assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+  assert len(metrics.read_summary(tmp_path)) == 6
+
+
+def test_ablations(tmp_path, values):
+  topics = {"topics": ("centers", "local_steps", "data"), "rounds": 8, "finetune_rounds": 2}
+  topics["local_steps"] = 5
+  ablations.main(options_of(ablations, tmp_path, values, **topics))
+  found = {path.parent.name: metrics.read_summary(path.parent)
+           for path in tmp_path.glob("*/summary.json")}  # fmt: skip
+  assert set(found) == {"centers", "local_steps", "data_10", "data_30", "data_100"}
+  assert list(found["centers"]) == ["learned centers", "fixed centers"]
+  assert list(found["local_steps"]) == [f"{n} local steps" for n in (5, 10, 20)]
+  rows = metrics.read_metrics(tmp_path / "local_steps")
+  last = {row["method"]: row["round"] for row in rows}
+  assert list(last.values()) == [8, 4, 2]
+
+
+def test_groups_compare_their_own_clients(tmp_path):
+  scores = {"local": [[0.5, 0.25, 0.0]], "QuPeD": [[0.75, 0.5, 1.0]]}
+  entries = {name: {"seeds": [0], "accuracy": rows} for name, rows in scores.items()}
+  metrics.write_accuracies(tmp_path, entries)
+  groups.write(tmp_path, {"low": np.array([0, 1]), "high": np.array([2])}, ("local",))
+  rows = [line.split("|")[1:-1] for line in (tmp_path / "groups.md").read_text().splitlines()[2:]]
+  cells = [tuple(cell.strip() for cell in row) for row in rows]
+  assert cells == [
+    ("low", "local", "37.5", ""),
+    ("low", "QuPeD", "62.5", "+25.0 [+25.0, +25.0]"),
+    ("high", "local", "0.0", ""),
+    ("high", "QuPeD", "100.0", "+100.0 [+100.0, +100.0]"),
+  ]
