@@ -188,19 +188,28 @@ def comparison_table(
   )
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-  """Lays cells out as a Markdown table; the first row is its head, the first column on the left."""
+def markdown(rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+  """Lays cells out as a Markdown table that reads well unrendered, too.
+
+  Args:
+    rows: cells; the first row is the head.
+    texts: how many columns, from the left, hold text and are aligned there; numbers are on the
+      right.
+
+  Returns:
+    The table, ending in a newline.
+  """
   table = [[cell.replace("|", r"\|") for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+  rule = ["-" * (width - 1) + ("-" if i < texts else ":") for i, width in enumerate(widths)]
   table.insert(1, rule)
-  return "".join(_markdown_row(row, widths) for row in table)
+  return "".join(_markdown_row(row, widths, texts) for row in table)
 
 
-def _markdown_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-  first, *rest = zip(cells, widths, strict=True)
-  texts = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
-  return "| " + " | ".join(texts) + " |\n"
+def _markdown_row(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
+  sized = enumerate(zip(cells, widths, strict=True))
+  aligned = [cell.ljust(width) if i < texts else cell.rjust(width) for i, (cell, width) in sized]
+  return "| " + " | ".join(aligned) + " |\n"
 
 
 def _highest(texts: Sequence[str]) -> list[int]:

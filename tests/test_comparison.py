@@ -1,6 +1,7 @@
 """The comparison: tuned hyperparameters, jobs, the search for them, and experiments end to end."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -57,18 +58,23 @@ def test_every_job_trains_for_all_rounds(entry, federation):
     cohorts = jax.tree.map(
       lambda leaf: leaf[0], fed.training(job.federation, bits, job.federation.groups)
     )
-    state = None
+    state, key = None, jax.random.key(0)
     for phase in job.phases:
-      algorithm = phase.build(OPTIONS, state)
-      state = algorithm.init(jax.random.key(0), federation.train, cohorts)
-      arguments = (jax.random.key(0), state, federation.train, cohorts)
-      after, _ = jax.eval_shape(algorithm.round, *arguments)
-      assert jax.tree.structure(after) == jax.tree.structure(state)
-      assert "personal" in jax.eval_shape(lambda *a: _scores(algorithm, *a), *arguments)  # noqa: B023
+      step = functools.partial(one_round, phase)
+      before, state, shown = jax.eval_shape(step, state, key, federation.train, cohorts)
+      assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+      )
+      assert "personal" in shown
 
 
-def _scores(algorithm, *arguments):
-  return {name: 0 for name in algorithm.personalize(*arguments)}
+def one_round(phase, trained, key, data, cohorts):
+  """Returns the state before and after a phase's first round, and what is scored after it."""
+  algorithm = phase.build(OPTIONS, trained)
+  state = algorithm.init(key, data, cohorts)
+  after, _ = algorithm.round(key, state, data, cohorts)
+  shown = algorithm.personalize(key, after, data, cohorts)
+  return state, after, {name: [m.variables for m in models] for name, models in shown.items()}
 
 
 @pytest.mark.parametrize("entry", comparison.ENTRIES, ids=NAMES)
@@ -137,7 +143,7 @@ def test_traffic_is_that_of_the_servers_that_there_are(federation):
   together = bytes_of(methods.federated_averaging(OPTIONS, federation))
   assert bytes_of(methods.averaging_then_local(OPTIONS, federation)) == together
   assert bytes_of(methods.local_training(OPTIONS, federation)) == 0
-  two = fed.load(dataclasses.replace(OPTIONS, models=("mlp2", "mlp")))
+  two = fed.load(dataclasses.replace(OPTIONS, models=("mlp2", "mlp"), bits=(2,)))
   half = len(two.groups[0])
   small, large = (
     bytes_of(methods.federated_averaging(OPTIONS, fed.of_server(two._replace(models=(m,)))))
@@ -226,8 +232,10 @@ def test_an_unknown_method_is_refused():
 
 
 def test_a_table_for_every_number_of_classes(tmp_path, values):
-  own = {"classes_per_client": (2, 3), "only": ("local", "QuPeD 32 bit")}
-  options = Comparison(**SMALL, **FROM_FILE, **own, tuned=values, out=str(tmp_path))
+  own = {"classes_per_client": (2, 3), "only": ("local", "QuPeD 32 bit"), "rounds": 1}
+  own["finetune_rounds"] = 0
+  changes = SMALL | FROM_FILE | own
+  options = Comparison(**changes, tuned=values, out=str(tmp_path))
   comparison.run("table", options)
   for count in (2, 3):
     folder = tmp_path / f"{count}_classes"
@@ -241,32 +249,81 @@ def test_a_table_for_every_number_of_classes(tmp_path, values):
     assert compared["QuPeD 32 bit"]["local"].difference == pytest.approx(difference)
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+  """Lets studies go through all but the training: methods score at random."""
+
+  def run_job(job, folder, bar):
+    seeds, clients = job.options.seeds, job.federation.num_clients
+    rng = np.random.default_rng(len(job.variants))
+    entries, accuracies = {}, {}
+    for method, variant in job.variants.items():
+      scores = {"personal": rng.random((seeds, clients))}
+      entries[method] = study._summarise(job, method, scores, seconds=1.0)
+      accuracies[method] = {"seeds": [*range(seeds)], "accuracy": scores["personal"]}
+      row = {"method": method, "seed": 0, "round": 1, "loss": 1.0, "accuracy": 0.5}
+      metrics.append_metrics(folder, [row])
+      assert set(variant.bits) <= {1, 2, 3, 32}
+    bar.advance(1, [row])
+    return entries, accuracies
+
+  monkeypatch.setattr(study, "run_job", run_job)
+
+
+def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values, monkeypatch):
+  def table(folder, only=(), parts=()):
+    own = SMALL | FROM_FILE | {"classes_per_client": (3,), "only": only, "parts": parts}
+    comparison.run("table", Comparison(**own, tuned=values, out=str(tmp_path / folder)))
+    return tmp_path / folder
+
+  entries = tuple(e for e in comparison.ENTRIES if e.name in ("local", "FedAvg", "QuPeD 32 bit"))
+  monkeypatch.setattr(comparison, "ENTRIES", entries)
+  first, second = table("first", ("QuPeD 32 bit", "local")), table("second", ("FedAvg",))
+  monkeypatch.setattr(study, "run_job", None)
+  both = table("both", parts=(str(first), str(second)))
+  expected = metrics.read_summary(first) | metrics.read_summary(second)
+  assert metrics.read_summary(both) == expected
+  assert list(metrics.read_summary(both)) == ["local", "FedAvg", "QuPeD 32 bit"]
+  compared, _ = metrics.read_comparisons(both)
+  assert list(compared["QuPeD 32 bit"]) == ["local", "FedAvg"]
+  assert {row["method"] for row in metrics.read_metrics(both)} == set(expected)
+
+
+def test_parts_of_another_experiment_are_refused(untrained, tmp_path, values):
+  own = SMALL | FROM_FILE | {"classes_per_client": (3,), "only": ("local",)}
+  first = Comparison(**own, tuned=values, out=str(tmp_path / "first"))
+  comparison.run("table", first)
+  other = {"out": str(tmp_path / "other"), "parts": (str(tmp_path / "first"),), "batch_size": 5}
+  with pytest.raises(BadInput, match="first: made with batch_size 4; allowed is 5, as here"):
+    comparison.run("table", dataclasses.replace(first, **other))
+
+
 def options_of(experiment, folder, values, **changes):
   own = SMALL | FROM_FILE | {"tuned": values, "out": str(folder)} | changes
   return dataclasses.replace(experiment.DEFAULTS, **own)
 
 
-def test_mixed_bits(tmp_path, values):
+def test_mixed_bits(untrained, tmp_path, values):
   cifar10_mixed_bits.main(options_of(cifar10_mixed_bits, tmp_path, values))
   table = (tmp_path / "groups.md").read_text("utf-8")
   assert [table.count(f"| {b} bit ") for b in (1, 2, 32)] == [4, 4, 4]
 
 
-def test_mixed_models(tmp_path, values):
+def test_mixed_models(untrained, tmp_path, values):
   models = {"models": ("mlp2", "mlp")}
   cifar10_mixed_models.main(options_of(cifar10_mixed_models, tmp_path, values, **models))
   table = (tmp_path / "groups.md").read_text("utf-8")
   assert [table.count(f"| {name} ") for name in models["models"]] == [8, 8]
 
 
-def test_pareto(tmp_path, values):
+def test_pareto(untrained, tmp_path, values):
   few = {"bits": (1, 3)}
   cifar10_bits_pareto.main(options_of(cifar10_bits_pareto, tmp_path, values, **few))
   assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
   assert len(metrics.read_summary(tmp_path)) == 6
 
 
-def test_ablations(tmp_path, values):
+def test_ablations(untrained, tmp_path, values):
   topics = {"topics": ("centers", "local_steps", "data"), "rounds": 8, "finetune_rounds": 2}
   topics["local_steps"] = 5
   ablations.main(options_of(ablations, tmp_path, values, **topics))
@@ -275,9 +332,13 @@ def test_ablations(tmp_path, values):
   assert set(found) == {"centers", "local_steps", "data_10", "data_30", "data_100"}
   assert list(found["centers"]) == ["learned centers", "fixed centers"]
   assert list(found["local_steps"]) == [f"{n} local steps" for n in (5, 10, 20)]
-  rows = metrics.read_metrics(tmp_path / "local_steps")
-  last = {row["method"]: row["round"] for row in rows}
-  assert list(last.values()) == [8, 4, 2]
+
+
+def test_other_local_steps_are_as_many_in_all(federation, values):
+  options = options_of(ablations, None, values, rounds=8, finetune_rounds=2, local_steps=5)
+  jobs_ = [make(options, federation) for make in ablations.local_steps(options)]
+  assert [job.options.local_steps for job in jobs_] == [5, 10, 20]
+  assert [[phase.rounds for phase in job.phases] for job in jobs_] == [[6, 2], [3, 1], [2]]
 
 
 def test_groups_compare_their_own_clients(tmp_path):

@@ -35,40 +35,41 @@ def _plain(name: str, make: MakeJob, **grid: tuple[float, ...]) -> Entry:
 
 
 LOW = (2, 1)  # bits
-SLOW, FAST, ALL = (0.02, 0.05), (0.05, 0.1), (0.02, 0.05, 0.1, 0.2)  # rates
-OURS = {"global_loss_weight": (1.0,), "global_rate": (0.05,)}  # of QuPeD+ alone
+SLOW, FAST, FASTEST = (0.02, 0.05), (0.05, 0.1), (0.1, 0.2)  # rates
+# What QuPeD+ has besides: not tried, but set.
+OURS = {"weights_rate": (0.05,), "global_loss_weight": (1.0,), "global_rate": (0.05,)}
 
 ENTRIES = (
-  _plain("local", methods.local_training, weights_rate=ALL),
+  _plain("local", methods.local_training, weights_rate=(0.02, 0.05, 0.1, 0.2)),
   _entry("local 2 bit", methods.local_quantised, LOW, weights_rate=FAST, proximity=(1e-4, 1e-3)),
-  _plain("FedAvg", methods.federated_averaging, fedavg_rate=ALL),
-  _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=FAST, mu=(0.01, 0.1)),
+  _plain("FedAvg", methods.federated_averaging, fedavg_rate=(0.05, 0.1, 0.2, 0.4)),
+  _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=FASTEST, mu=(0.01, 0.1)),
   Entry(
     "FedAvg + fine-tuning",
     partial(methods.averaging_then_local, bits=LOW),
     methods.averaging_then_local,
-    {"fedavg_rate": FAST, "fedavg_finetune_rate": SLOW},
+    {"fedavg_rate": FASTEST, "fedavg_finetune_rate": SLOW},
   ),
   _entry(
     "FedAvg + codebook 2 bit",
     methods.averaging_then_quantised,
     LOW,
-    fedavg_rate=FAST,
+    fedavg_rate=FASTEST,
     weights_rate=SLOW,
   ),
-  _plain("Per-FedAvg", rivals.meta_averaging, fedavg_rate=FAST, inner_rate=(0.02, 0.1)),
-  _plain("pFedMe", rivals.moreau_envelopes, weights_rate=FAST, penalty=(2.0, 8.0)),
+  _plain("Per-FedAvg", rivals.meta_averaging, fedavg_rate=FASTEST, inner_rate=SLOW),
+  _plain("pFedMe", rivals.moreau_envelopes, weights_rate=FASTEST, penalty=(4.0, 8.0)),
   _plain("Ditto", rivals.near_averaging, weights_rate=FAST, penalty=(0.1, 1.0)),
   _plain("FML", rivals.mutual_learning, weights_rate=FAST, lambda_p=(0.2, 0.5)),
-  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=FAST, penalty=(0.1, 1.0)),
-  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=FAST, penalty=(0.1, 1.0)),
+  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=FAST, penalty=(0.01, 0.1)),
+  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=FAST, penalty=(0.01, 0.1)),
   _entry("QuPeD 32 bit", methods.quped_quantised, (32,), weights_rate=FAST, lambda_p=(0.2, 0.5)),
   _entry("QuPeD 2 bit", methods.quped_quantised, LOW, weights_rate=FAST, lambda_p=(0.2, 0.5)),
   _entry(
     "QuPeD+ 32 bit",
     methods.quped_from_averaging,
     (32,),
-    weights_rate=SLOW,
+    fedavg_rate=FASTEST,
     lambda_p=(0.1, 0.4),
     **OURS,
   ),
@@ -76,7 +77,7 @@ ENTRIES = (
     "QuPeD+ 2 bit",
     methods.quped_from_averaging,
     LOW,
-    weights_rate=SLOW,
+    fedavg_rate=FASTEST,
     lambda_p=(0.1, 0.4),
     **OURS,
   ),
@@ -99,8 +100,8 @@ COMPARISONS = {
 class Tuned(Federated):
   """Options of an experiment whose methods have their own hyperparameters, those of a file."""
 
-  tuned: str = str(tuned.FILE)
-  """File with the hyperparameters of every method, by data set."""
+  tuned: str | None = None
+  """File with the hyperparameters, by data set and method; by default experiments/tuned.toml."""
   tuned_on: str = "cifar10"
   """Data set in that file whose hyperparameters are used."""
 
@@ -113,6 +114,8 @@ class Comparison(Tuned):
   """Classes that each client holds (partition by_class); a table for every number."""
   only: tuple[str, ...] = ()
   """Methods to train, by their names in the file; by default all."""
+  parts: tuple[str, ...] = ()
+  """Folders of finished runs with the same options; their methods are taken over, not trained."""
 
 
 def run(name: str, options: Comparison) -> None:
@@ -122,12 +125,12 @@ def run(name: str, options: Comparison) -> None:
   for count in options.classes_per_client:
     out = folder / f"{count}_classes" if len(options.classes_per_client) > 1 else folder
     table = dataclasses.replace(options, classes_per_client=count, out=str(out))
-    study.run(name, table, jobs, comparisons=COMPARISONS)
+    study.run(name, table, jobs, comparisons=COMPARISONS, taken=options.parts)
 
 
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
   """Makes a job with the hyperparameters of a method in the file that the options name."""
-  values = tuned.read(Path(options.tuned).expanduser())
+  values = tuned.read(Path(options.tuned or tuned.FILE).expanduser())
   found = tuned.of(values, options.tuned_on, method)
 
   def made(options: Federated, federation: Federation) -> Job:

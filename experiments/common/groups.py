@@ -25,7 +25,7 @@ def write(folder: Path, groups: Mapping[str, np.ndarray], baselines: Sequence[st
     for group, ids in groups.items()
     for method in scores
   ]
-  files.write(folder / FILE, tables.markdown([header, *rows]))
+  files.write(folder / FILE, tables.markdown([header, *rows], texts=2))
 
 
 def _percent(accuracy: np.ndarray) -> str:

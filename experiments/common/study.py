@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common import federation as fed
-from experiments.common import training
+from experiments.common import parts, training
 from experiments.common.federation import Federation
 from experiments.common.jobs import Job, MakeJob
 from experiments.common.options import Federated, Options, check
@@ -39,6 +39,7 @@ def run(
   make_jobs: Sequence[MakeJob],
   *,
   comparisons: Mapping[str, Sequence[str]] | None = None,
+  taken: Sequence[str] = (),
   split: Callable = fed.split,
   make_model: Callable = models.make,
 ) -> Path:
@@ -50,6 +51,7 @@ def run(
     make_jobs: one per job, (options, federation) -> Job.
     comparisons: method -> its rivals, to be compared with it client by client; those that are not
       trained here are passed over.
+    taken: results folders of the same experiment; jobs found there are not trained again.
     split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
@@ -68,13 +70,14 @@ def run(
   methods = [method for job in jobs for method in job.variants]
   distinct = len(set(methods)) == len(methods)
   checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
+  found = parts.read(taken, config_of(name, options))
   folder = open_folder(name, options)
   console.print(f"{name}: {describe(options, federation)}")
   report.clients(held_classes(federation), folder / "clients.png")
   summary, accuracies = {}, {}
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
     for job in jobs:
-      entries, scores = run_job(job, folder, bar)
+      entries, scores = take_over(job, found, folder) or run_job(job, folder, bar)
       summary, accuracies = summary | entries, accuracies | scores
       metrics.write_summary(folder, summary)
       metrics.write_accuracies(folder, accuracies)
@@ -86,12 +89,28 @@ def run(
   return folder
 
 
+def config_of(name: str, options: Federated) -> dict:
+  """Returns what config.json says an experiment was asked for."""
+  return {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
+
+
 def open_folder(name: str, options: Federated) -> Path:
   """Opens the results folder of an experiment and writes its options down."""
-  config = {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
-  folder = metrics.open_results(Path(options.out or Path("results") / name).expanduser(), config)
+  folder = Path(options.out or Path("results") / name).expanduser()
+  folder = metrics.open_results(folder, config_of(name, options))
   remove_results(folder)
   return folder
+
+
+def take_over(
+  job: Job, found: Sequence[parts.Part], folder: Path
+) -> tuple[dict[str, dict], dict[str, dict]] | None:
+  """Copies a job's results from another run into the folder; returns them as `run_job` does."""
+  part = parts.of_job(job, found)
+  if part is None:
+    return None
+  metrics.append_metrics(folder, part.rows)
+  return part.summary, part.accuracies
 
 
 def run_job(job: Job, folder: Path, bar: Bar) -> tuple[dict[str, dict], dict[str, dict]]:

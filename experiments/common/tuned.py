@@ -63,8 +63,9 @@ def of(values: Values, dataset: str, method: str) -> dict[str, float]:
 def write(path: Path, dataset: str, methods: dict[str, dict[str, float]]) -> None:
   """Writes the hyperparameters of a data set's methods, those that are not the default."""
   lines = []
+  key = dataset if dataset.isidentifier() else f'"{dataset}"'
   for method, values in methods.items():
-    lines.append(f'[{dataset}."{method}"]')
+    lines.append(f'[{key}."{method}"]')
     lines += [f"{k} = {float(v):g}" for k, v in sorted(values.items()) if v != DEFAULTS[k]]
     lines.append("")
   files.write(path, "\n".join(lines).rstrip())

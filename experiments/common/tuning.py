@@ -101,4 +101,4 @@ def _write_table(path: Path, tried, chosen: set[str]) -> None:
   for key, (changes, scores) in tried.items():
     values = ", ".join(f"{name} {value:g}" for name, value in changes.items())
     rows.append((key, values, f"{100 * np.mean(scores):.1f}", "yes" if key in chosen else ""))
-  files.write(path, tables.markdown(rows))
+  files.write(path, tables.markdown(rows, texts=2))

@@ -34,8 +34,8 @@ def pfedme(
   from w_i = theta_i = w at the beginning of a round; the server then sets
   w <- (1 - beta) w + beta mean(w_i). The inner steps approach the minimiser of
   f(theta) + penalty/2 ||theta - w_i||^2; the quadratic is taken implicitly, where the authors take
-  a gradient step: the minimiser is the same, and no penalty is too large. As it grows, theta_i tends
-  to w_i and the server to FedAvg's at the rate eta3.
+  a gradient step: the minimiser is the same, and no penalty is too large. As it grows, theta_i
+  tends to w_i and the server to FedAvg's at the rate eta3.
 
   Args:
     model: the one architecture that all clients train.
