@@ -1,4 +1,4 @@
-"""Every method on FEMNIST: 66 writers, each a client, with the hyperparameters of MNIST.
+"""Every method on FEMNIST: 66 writers, each a client, with the hyperparameters of CIFAR-10.
 
 make experiment NAME=femnist_table ARGS="--data-dir FOLDER"
 
@@ -11,7 +11,7 @@ from experiments.common.comparison import Comparison
 
 DEFAULTS = Comparison(
   dataset="femnist",
-  tuned_on="mnist",
+  tuned_on="cifar10",
   partition="natural",
   classes_per_client=(62,),
   models=("cnn1",),

@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
     "flax": flax.__version__,
     "optax": optax.__version__,
     "numpy": np.__version__,
-    "platform": platform.platform(),
+    "platform": f"{platform.system()} {platform.machine()}",
     "backend": jax.default_backend(),
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),

@@ -94,7 +94,7 @@ def test_all_that_is_compared_is_trained(federation):
     assert all(set(name.split()) & bits or "bit" not in name for name in rivals if bits)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+@pytest.mark.parametrize("dataset", ["cifar10"])
 def test_the_file_has_hyperparameters_for_every_method(dataset):
   values = tuned.read(tuned.FILE)
   for entry in comparison.ENTRIES:

@@ -479,3 +479,33 @@ def test_gather_and_select_agree_with_plain_lists(owner, seed):
   keep = rng.random(len(found.rows)) < 0.5
   kept = set(found.rows[keep].tolist())
   assert lists(select(found, keep)) == [[r for r in rows if r in kept] for rows in lists(found)]
+
+
+# --- thinner data
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+def test_thinning_keeps_a_share_of_every_class_of_every_client(share):
+  labels = np.repeat(np.arange(5), 40)
+  owner = partition.by_class(labels, 6, 3, seed=1)
+  owner[:7] = partition.NOBODY
+  thinned = partition.thin(owner, labels, share, seed=2)
+  kept = thinned != partition.NOBODY
+  np.testing.assert_array_equal(thinned[kept], owner[kept])
+  for client in range(6):
+    for label in range(5):
+      had, has = (np.sum((o == client) & (labels == label)) for o in (owner, thinned))
+      assert has == np.ceil(share * had)
+
+
+def test_thinning_follows_its_seed():
+  labels, owner = np.zeros(50, np.int32), np.zeros(50, np.int32)
+  one, same, other = (partition.thin(owner, labels, 0.5, seed) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(one, same)
+  assert np.any(one != other)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, np.nan])
+def test_thinning_by_a_share_out_of_range_is_refused(share):
+  with pytest.raises(BadInput, match="--train-share"):
+    partition.thin(np.zeros(4, np.int32), np.zeros(4, np.int32), share, seed=0)

@@ -703,3 +703,29 @@ def test_prepare_tells_a_failed_download(capsys, monkeypatch, tensorflow, tmp_pa
   assert prepare.main(["mnist", "--data-dir", str(tmp_path)]) == 1
   expected = f"mnist: not prepared in {tmp_path}: ConnectionError: no route\n"
   assert capsys.readouterr().err == expected
+
+
+# --- smaller images
+
+
+def test_downsampling_averages_squares():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 6, 4, 2), dtype=np.uint8)
+  small = sources.downsample(Dataset(images, np.arange(3, dtype=np.int32)), 2)
+  assert small.x.shape == (3, 3, 2, 2)
+  assert small.x.dtype == np.uint8
+  for m, i, j, c in np.ndindex(small.x.shape):
+    mean = images[m, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].mean()
+    assert abs(int(small.x[m, i, j, c]) - mean) <= 0.5
+
+
+def test_downsampling_by_one_changes_nothing():
+  dataset = Dataset(np.zeros((1, 3, 3, 1), np.uint8), np.zeros(1, np.int32))
+  assert sources.downsample(dataset, 1) is dataset
+
+
+@pytest.mark.parametrize("factor", [0, -2, 3])
+def test_downsampling_by_what_does_not_divide_is_refused(factor):
+  dataset = Dataset(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int32))
+  with pytest.raises(BadInput, match=f"--downsample {factor}"):
+    sources.downsample(dataset, factor)

@@ -13,7 +13,7 @@ from qupeD_jax.checks import BadInput
 # Okabe and Ito's palette, told apart by colour-blind readers, without its yellow, which fades on
 # paper. The dashes change when the colours come round again.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 BLUE, RED = COLORS[:2]
 
 WHOLE = {"integer": True, "steps": [1, 2, 5, 10]}  # ticks at round numbers
