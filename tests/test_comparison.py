@@ -221,6 +221,7 @@ def test_a_configuration_that_diverges_is_left_out(tmp_path, monkeypatch, capsys
   folder = tuning.run("search", Tuning(**SMALL, out=str(tmp_path)))
   assert "left out: local #1" in " ".join(capsys.readouterr().out.split())
   assert tuned.read(folder / "tuned.toml") == {"digits": {"local": {}}}  # 0.1 is the default
+  assert "diverged" in (folder / "tuning.md").read_text("utf-8").splitlines()[-1]
 
 
 def test_an_unknown_method_is_refused():

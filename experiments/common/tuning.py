@@ -47,7 +47,7 @@ def run(name: str, options: Tuning) -> Path:
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
       scores = _scores(job, folder, bar, console)
-      tried |= {key: (job.variants[key].changes, score) for key, score in scores.items()}
+      tried |= {key: (v.changes, scores.get(key)) for key, v in job.variants.items()}
       winner = max(scores, key=lambda key, scores=scores: np.mean(scores[key]))
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
@@ -100,5 +100,6 @@ def _write_table(path: Path, tried, chosen: set[str]) -> None:
   rows = [("Configuration", "Hyperparameters", "Validation accuracy (%)", "Chosen")]
   for key, (changes, scores) in tried.items():
     values = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-    rows.append((key, values, f"{100 * np.mean(scores):.1f}", "yes" if key in chosen else ""))
+    accuracy = f"{100 * np.mean(scores):.1f}" if scores else "diverged"
+    rows.append((key, values, accuracy, "yes" if key in chosen else ""))
   files.write(path, tables.markdown(rows, texts=2))
