@@ -260,7 +260,7 @@ def untrained(monkeypatch):
     entries, accuracies = {}, {}
     for method, variant in job.variants.items():
       scores = {"personal": rng.random((seeds, clients))}
-      entries[method] = study._summarise(job, method, scores, seconds=1.0)
+      entries[method] = study.summarise(job, method, scores, seconds=1.0)
       accuracies[method] = {"seeds": [*range(seeds)], "accuracy": scores["personal"]}
       row = {"method": method, "seed": 0, "round": 1, "loss": 1.0, "accuracy": 0.5}
       metrics.append_metrics(folder, [row])

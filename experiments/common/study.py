@@ -138,7 +138,7 @@ def run_job(job: Job, folder: Path, bar: Bar) -> tuple[dict[str, dict], dict[str
   entries, accuracies = {}, {}
   for i, method in enumerate(job.variants):
     own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
-    entries[method] = _summarise(job, method, own, trained.seconds / len(methods))
+    entries[method] = summarise(job, method, own, trained.seconds / len(methods))
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
 
@@ -272,7 +272,8 @@ def _codebooks(clients) -> dict:
   return getattr(clients, "codebooks", {})
 
 
-def _summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:
+def summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:
+  """Sums up a method: its scores [seeds, clients] and what its models and rounds cost."""
   federation, bits = job.federation, job.variants[method].bits
   sizes, flops = [], []
   for group, model, cost in zip(
