@@ -15,6 +15,7 @@ from pathlib import Path
 from experiments.common import methods, study
 from experiments.common.comparison import Tuned, with_tuned
 from experiments.common.jobs import changed, with_values
+from experiments.common.options import PAPER_CIFAR10
 from qupeD_jax import checks
 
 QUPED = partial(methods.quped_quantised, bits=(2,))
@@ -30,15 +31,7 @@ class Options(Tuned):
   """What to change: lambda_p, temperature, local_steps, centers, participation, data; or all."""
 
 
-DEFAULTS = Options(
-  dataset="cifar10",
-  models=("cnn1",),
-  clients=50,
-  rounds=500,
-  finetune_rounds=100,
-  batch_size=50,
-  eval_every=50,
-)
+DEFAULTS = Options(**PAPER_CIFAR10)
 
 
 # --- topics: options -> the jobs of one study

@@ -12,18 +12,10 @@ from pathlib import Path
 
 from experiments.common import comparison, methods, study
 from experiments.common.comparison import Tuned
+from experiments.common.options import PAPER_CIFAR10
 from qupeD_jax import metrics, page, report
 
-DEFAULTS = Tuned(
-  dataset="cifar10",
-  models=("cnn1",),
-  bits=(1, 2, 3, 4, 5, 6, 7, 8),
-  clients=50,
-  rounds=500,
-  finetune_rounds=100,
-  batch_size=50,
-  eval_every=50,
-)
+DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 3, 4, 5, 6, 7, 8))
 
 
 def main(options: Tuned) -> None:

@@ -35,18 +35,10 @@ import numpy as np
 from experiments.common import comparison, groups, methods, study
 from experiments.common.comparison import Tuned
 from experiments.common.federation import by_bits
+from experiments.common.options import PAPER_CIFAR10
 from qupeD_jax.data import cohort
 
-DEFAULTS = Tuned(
-  dataset="cifar10",
-  models=("cnn1",),
-  bits=(1, 2, 32),
-  clients=50,
-  rounds=500,
-  finetune_rounds=100,
-  batch_size=50,
-  eval_every=50,
-)
+DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 32))
 
 
 def within_precision(options, federation):

@@ -14,18 +14,10 @@ from pathlib import Path
 from experiments.common import comparison, groups, methods, rivals, study
 from experiments.common.comparison import Tuned
 from experiments.common.jobs import every_client
+from experiments.common.options import PAPER_CIFAR10
 from qupeD_jax.data import cohort
 
-DEFAULTS = Tuned(
-  dataset="cifar10",
-  models=("cnn1", "cnn2"),
-  bits=(32,),
-  clients=50,
-  rounds=500,
-  finetune_rounds=100,
-  batch_size=50,
-  eval_every=50,
-)
+DEFAULTS = Tuned(**PAPER_CIFAR10 | {"models": ("cnn1", "cnn2")}, bits=(32,))
 
 
 def within_architecture(options, federation):

@@ -39,17 +39,9 @@ make experiment NAME=cifar10_table ARGS="--downsample 2 --models cnn3 --clients 
 
 from experiments.common import comparison
 from experiments.common.comparison import Comparison
+from experiments.common.options import PAPER_CIFAR10
 
-DEFAULTS = Comparison(
-  dataset="cifar10",
-  tuned_on="cifar10",
-  models=("cnn1",),
-  clients=50,
-  rounds=500,
-  finetune_rounds=100,
-  batch_size=50,
-  eval_every=50,
-)
+DEFAULTS = Comparison(**PAPER_CIFAR10)
 
 
 def main(options: Comparison) -> None:

@@ -9,17 +9,9 @@ hyperparameters of CIFAR-10. tune_fashion_mnist chooses others, for --tuned and 
 
 from experiments.common import comparison
 from experiments.common.comparison import Comparison
+from experiments.common.options import PAPER_MNIST
 
-DEFAULTS = Comparison(
-  dataset="fashion_mnist",
-  tuned_on="cifar10",
-  models=("cnn1",),
-  clients=50,
-  rounds=110,
-  finetune_rounds=22,
-  batch_size=50,
-  eval_every=11,
-)
+DEFAULTS = Comparison(**PAPER_MNIST | {"dataset": "fashion_mnist"})
 
 
 def main(options: Comparison) -> None:

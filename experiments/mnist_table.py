@@ -40,17 +40,9 @@ make experiment NAME=mnist_table ARGS="--downsample 2 --models cnn3 --clients 10
 
 from experiments.common import comparison
 from experiments.common.comparison import Comparison
+from experiments.common.options import PAPER_MNIST
 
-DEFAULTS = Comparison(
-  dataset="mnist",
-  tuned_on="cifar10",
-  models=("cnn1",),
-  clients=50,
-  rounds=110,
-  finetune_rounds=22,
-  batch_size=50,
-  eval_every=11,
-)
+DEFAULTS = Comparison(**PAPER_MNIST)
 
 
 def main(options: Comparison) -> None:

@@ -5,20 +5,10 @@ make experiment NAME=tune_mnist
 """
 
 from experiments.common import tuning
+from experiments.common.options import PAPER_MNIST
 from experiments.common.tuning import Tuning
 
-DEFAULTS = Tuning(
-  dataset="mnist",
-  models=("cnn1",),
-  clients=50,
-  classes_per_client=4,
-  rounds=110,
-  finetune_rounds=22,
-  batch_size=50,
-  eval_every=11,
-  centers_rate=1e-6,
-  seeds=1,
-)
+DEFAULTS = Tuning(**PAPER_MNIST, **tuning.SHARED)
 
 
 def main(options: Tuning) -> None:

@@ -173,3 +173,11 @@ def flag(name: str) -> str:
   '--lambda-p'
   """
   return "--" + name.replace("_", "-")
+
+
+# The paper's scale, in rounds of 10 steps: 250 epochs of CIFAR-10, 50 epochs of MNIST.
+_PAPER = {"models": ("cnn1",), "clients": 50, "batch_size": 50}
+_LONG = {"rounds": 500, "finetune_rounds": 100, "eval_every": 50}
+_SHORT = {"rounds": 110, "finetune_rounds": 22, "eval_every": 11}
+PAPER_CIFAR10 = _PAPER | _LONG | {"dataset": "cifar10"}
+PAPER_MNIST = _PAPER | _SHORT | {"dataset": "mnist"}

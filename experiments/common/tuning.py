@@ -16,6 +16,8 @@ from experiments.common.options import Hyperparameters, Options, check
 from experiments.common.progress import Bar
 from qupeD_jax import engine, files, metrics, tables
 
+SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
+
 
 @dataclasses.dataclass(frozen=True)
 class Tuning(Options):
