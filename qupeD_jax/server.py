@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks, client, tree
-from qupeD_jax.types import Algorithm, Array, Cohort, FedState, Model, PyTree, Scored
+from qupeD_jax.types import Algorithm, Array, Cohort, FedState, Info, Model, PyTree, Scored
 
 
 def uniform(cohort: Cohort) -> Array:
@@ -59,6 +59,39 @@ def scored(
   pairs = zip(client_models, clients, strict=True)
   personal = tuple(Scored(m, v, stacked=True) for m, v in pairs)
   return {"personal": personal, "global": score_global(model, variables, cohorts)}
+
+
+def train_beside(
+  trains: tuple[Callable, ...],
+  key: Array,
+  state: FedState,
+  cohorts: tuple[Cohort, ...],
+  weigh: Callable,
+) -> tuple[FedState, tuple[Info, ...]]:
+  """Runs a round in which clients train a personal model beside a copy of the server's.
+
+  Args:
+    trains: one per cohort, of `client.local_round`; what they carry is (personal, copy).
+    key: of this round.
+    state: the clients keep their personal models, the server's is the mean of the copies.
+    cohorts: the clients.
+    weigh: cohort -> weights [K] of the mean.
+
+  Returns:
+    The state after the round, and what is reported.
+  """
+
+  def client_fn(train):
+    def run(key, personal, rows):
+      (personal, copy), loss = train(key, (personal, state.server), rows)
+      return personal, copy, loss
+
+    return run
+
+  fns = tuple(map(client_fn, trains))
+  clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
+  mean = average(uploads, cohorts, weigh, state.server)
+  return FedState(mean, clients, state.round + 1), info
 
 
 def averaging(

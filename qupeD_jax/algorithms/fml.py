@@ -86,20 +86,11 @@ def fml(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
 
-    def client_fn(model):
-      step_fn = client_step(model)
-      train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
-
-      def run(key, personal, rows):
-        (personal, copy), loss = train(key, (personal, state.server), rows)
-        return personal, copy, loss
-
-      return run
-
-    fns = tuple(client_fn(model) for model in client_models)
-    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
-    mean = server.average(uploads, cohorts, weigh, state.server)
-    return FedState(mean, clients, state.round + 1), info
+    trains = tuple(
+      client.local_round(client_step(model), data, first_step, local_steps, batch_size)
+      for model in client_models
+    )
+    return server.train_beside(trains, key, state, cohorts, weigh)
 
   def personalize(key, state, data, cohorts):
     del key, data

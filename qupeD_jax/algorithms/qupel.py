@@ -106,14 +106,7 @@ def qupel(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
-
-    def run(key, personal, rows):
-      (personal, copy), loss = train(key, (personal, state.server), rows)
-      return personal, copy, loss
-
-    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
-    mean = server.average(uploads, cohorts, weigh, state.server)
-    return FedState(mean, clients, state.round + 1), info
+    return server.train_beside((train,) * len(cohorts), key, state, cohorts, weigh)
 
   def personalize(key, state, data, cohorts):
     del key, data
