@@ -22,6 +22,7 @@ class Phase(NamedTuple):
   rounds: int
   build: Callable  # (options, the state that the phase before left or None) -> Algorithm
   separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
+  shared: bool = False  # bits play no part: variants that differ in nothing else train as one
 
 
 class Variant(NamedTuple):

@@ -137,7 +137,7 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
     rate = decayed(options, options.fedavg_rate)
     return separate(tuple(fedavg(m, rate=rate, **steps(options)) for m in federation.models))
 
-  return Phase(rounds, sampled(options, build), separate=True)
+  return Phase(rounds, sampled(options, build), separate=True, shared=True)
 
 
 # --- QuPeD

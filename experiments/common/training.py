@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import federation as fed
@@ -36,35 +37,67 @@ def train(job: Job, record: Callable[[int, engine.Report], None]) -> Trained:
   Raises:
     Diverged: a loss is no longer finite.
   """
-  options, federation = job.options, job.federation
-  cohorts = _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups))
-  methods = methods_of_runs(job)
-  validation = scored_rows(job, fed.validation(federation, federation.groups))
-  keys = jax.vmap(jax.random.key)(np.array([seed for _, seed in methods], np.uint32))
-  changes = _changes(job)
+  everything = _side_by_side(job)
   state, seconds, done = None, 0.0, 0
   for i, phase in enumerate(job.phases):
-    runs = engine.Runs(jax.vmap(jax.random.fold_in, (0, None))(keys, i), cohorts, (changes, state))
+    last = i == len(job.phases) - 1
+    # Where variants do not differ, one trains for all; in the end each is scored by itself.
+    copies = len(job.variants) if phase.shared and not everything.changes and not last else 1
+    stack = everything if copies == 1 else _side_by_side(_first_variant(job))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(stack.keys, i)
+    runs = engine.Runs(keys, stack.cohorts, (stack.changes, state))
     build = functools.partial(_build, job.options, phase)
     try:
       result = engine.run(
         build,
         runs,
-        federation.train,
+        job.federation.train,
         rounds=phase.rounds,
-        every=min(options.eval_every, phase.rounds),
-        scored=validation,
-        callback=functools.partial(record, done),
+        every=min(job.options.eval_every, phase.rounds),
+        scored=stack.validation,
+        callback=lambda chunk, done=done, copies=copies: record(done, _repeated(chunk, copies)),
       )
     except engine.NonFinite as error:
-      method, seed = methods[error.run]
+      method, seed = methods_of_runs(job)[error.run]
       raise Diverged(
         method,
         f"{method}, seed {seed}, round {done + error.round}: the loss or the model of clients "
         f"{error.clients} is not finite; smaller rates may help; what was written before it stays",
       ) from error
-    state, seconds, done = result.state, seconds + result.train_seconds, done + phase.rounds
+    state = jax.tree.map(lambda leaf, n=copies: jnp.concatenate([leaf] * n), result.state)
+    seconds, done = seconds + result.train_seconds, done + phase.rounds
   return Trained(build, runs, state, seconds)
+
+
+class _Stack(NamedTuple):
+  """The runs of a job, variant by variant, of each all seeds: leaves [variants * seeds, ...]."""
+
+  keys: jax.Array
+  cohorts: tuple
+  validation: tuple
+  changes: dict[str, np.ndarray]
+
+
+def _side_by_side(job: Job) -> _Stack:
+  federation = job.federation
+  seeds = np.array([seed for _, seed in methods_of_runs(job)], np.uint32)
+  return _Stack(
+    jax.vmap(jax.random.key)(seeds),
+    _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups)),
+    scored_rows(job, fed.validation(federation, federation.groups)),
+    _changes(job),
+  )
+
+
+def _first_variant(job: Job) -> Job:
+  method, variant = next(iter(job.variants.items()))
+  return job._replace(variants={method: variant})
+
+
+def _repeated(chunk: engine.Report, copies: int) -> engine.Report:
+  """Reports what one variant's runs did as what as many variants did; the state stays theirs."""
+  scores = {name: np.concatenate([values] * copies) for name, values in chunk.scores.items()}
+  return chunk._replace(loss=np.concatenate([chunk.loss] * copies), scores=scores)
 
 
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
