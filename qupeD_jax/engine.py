@@ -41,6 +41,7 @@ class Report(NamedTuple):
   state: FedState  # leaves [R, ...]; to be read during the callback only
   rounds: np.ndarray  # [r] int32, the rounds of this chunk, counted from 1
   loss: np.ndarray  # [R, r] float32, mean over the clients that took part
+  seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
 
 
@@ -144,9 +145,14 @@ def run(
     numbers = done + 1 + np.arange(length)
     _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
     scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
-    callback(Report(state, numbers, _mean_loss(infos), scores))
+    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores))
     done += length
   return Result(state, compile_seconds, train_seconds)
+
+
+def initial_shapes(build: Callable[[Any], Algorithm], runs: Runs, data: Dataset) -> FedState:
+  """Returns the shapes of the state that `run` starts from, as of `jax.eval_shape`."""
+  return jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
 
 
 def score(

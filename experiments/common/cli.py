@@ -12,11 +12,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from experiments.common.errors import Diverged
+from experiments.common.errors import Diverged, OutOfTime
 from qupeD_jax.checks import BadInput
 
 FOLDER = Path(__file__).parent.parent
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED = 2, 1, 130, 75
 HELP = ("-h", "--help")
 
 
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     return _fail("interrupted; what was written so far can be read", INTERRUPTED)
   except Diverged as error:
     return _fail(error, FAILED)
+  except OutOfTime as stopped:
+    print(stopped)
+    return UNFINISHED
   return 0
 
 

@@ -7,3 +7,7 @@ class Diverged(RuntimeError):
   def __init__(self, method: str, message: str):
     self.method = method
     super().__init__(message)
+
+
+class OutOfTime(Exception):
+  """The minutes that a run was given are over; it can be continued."""

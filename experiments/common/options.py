@@ -23,6 +23,8 @@ class Federated:
   """Average images over squares of so many pixels, for runs on a small machine."""
   out: str | None = None
   """Folder for the results; by default results/NAME."""
+  minutes: float | None = None
+  """Save and stop after so many; the same command goes on from there."""
 
   clients: int = 20
   """Number of clients."""
@@ -127,6 +129,8 @@ def check(options: Federated) -> None:
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
   checks.positive("--alpha", options.alpha)
+  if options.minutes is not None:
+    checks.positive("--minutes", options.minutes)
   # Keys take 32 bits of a seed.
   last = options.seed + options.seeds - 1
   checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")

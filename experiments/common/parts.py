@@ -8,7 +8,7 @@ from experiments.common.jobs import Job
 from qupeD_jax import files, metrics
 from qupeD_jax.checks import BadInput
 
-OWN = ("out", "only", "parts")  # options in which pieces of one table may differ
+OWN = ("out", "only", "parts", "minutes")  # options in which pieces of one table may differ
 
 
 class Part(NamedTuple):
@@ -29,17 +29,32 @@ def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
   Raises:
     BadInput: a folder cannot be read, or was made with other options.
   """
-  parts = []
-  for folder in map(Path, folders):
-    theirs, ours = metrics.read_config(folder)["config"], files.plain(config)
-    for name in ours.keys() - set(OWN):
-      if theirs.get(name) != ours[name]:
-        raise BadInput(
-          f"--parts {folder}: made with {name} {theirs.get(name)}; allowed is {ours[name]}, as here"
-        )
-    found = metrics.read_summary(folder), metrics.read_accuracies(folder)
-    parts.append(Part(*found, metrics.read_metrics(folder)))
-  return parts
+  for folder in folders:
+    _check(Path(folder), config, f"--parts {folder}")
+  return [_read(Path(folder)) for folder in folders]
+
+
+def unfinished(folder: Path, config: dict[str, Any]) -> Part:
+  """Reads what a stopped run with the same options had finished.
+
+  Raises:
+    BadInput: its options were others.
+  """
+  _check(folder, config, f"{folder}: holds a run that was stopped")
+  return _read(folder) if (folder / metrics.SUMMARY).exists() else Part({}, {}, [])
+
+
+def _check(folder: Path, config: dict[str, Any], where: str) -> None:
+  theirs, ours = metrics.read_config(folder)["config"], files.plain(config)
+  for name in ours.keys() - set(OWN):
+    if theirs.get(name) != ours[name]:
+      made = f"{where}: made with {name} {theirs.get(name)}"
+      raise BadInput(f"{made}; allowed is {ours[name]}, as here")
+
+
+def _read(folder: Path) -> Part:
+  found = metrics.read_summary(folder), metrics.read_accuracies(folder)
+  return Part(*found, metrics.read_metrics(folder))
 
 
 def of_job(job: Job, parts: Sequence[Part]) -> Part | None:

@@ -1,6 +1,7 @@
 """Runs the jobs of an experiment and writes its results folder."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common import federation as fed
-from experiments.common import parts, training
+from experiments.common import parts, resume, training
 from experiments.common.federation import Federation
 from experiments.common.jobs import Job, MakeJob
 from experiments.common.options import Federated, Options, check
@@ -30,6 +31,7 @@ from qupeD_jax.types import FedState
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
 OTHERS += ("report.html", "table.tex")
+CHECKPOINTS = "checkpoints"
 PICTURES = ("clients.png", "curves.png", "weights.png")
 
 
@@ -71,16 +73,21 @@ def run(
   distinct = len(set(methods)) == len(methods)
   checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
   found = parts.read(taken, config_of(name, options))
-  folder = open_folder(name, options)
+  folder, finished = open_folder(name, options)
+  deadline = resume.deadline(options.minutes)
   console.print(f"{name}: {describe(options, federation)}")
   report.clients(held_classes(federation), folder / "clients.png")
   summary, accuracies = {}, {}
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
     for job in jobs:
-      entries, scores = take_over(job, found, folder) or run_job(job, folder, bar)
+      saves = resume.Saves(folder / CHECKPOINTS / slug(job_name(job)), deadline)
+      entries, scores = (
+        recall(job, finished) or take_over(job, found, folder) or run_job(job, folder, bar, saves)
+      )
       summary, accuracies = summary | entries, accuracies | scores
       metrics.write_summary(folder, summary)
       metrics.write_accuracies(folder, accuracies)
+  shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
   if pairs := among(comparisons or {}, accuracies):
     metrics.write_comparisons(folder, pairs)
   report.curves(metrics.read_metrics(folder), folder / "curves.png")
@@ -94,12 +101,29 @@ def config_of(name: str, options: Federated) -> dict:
   return {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
 
 
-def open_folder(name: str, options: Federated) -> Path:
-  """Opens the results folder of an experiment and writes its options down."""
+def open_folder(name: str, options: Federated) -> tuple[Path, parts.Part | None]:
+  """Opens the results folder of an experiment and writes its options down.
+
+  Returns:
+    The folder and, where a run with the same options was stopped, what it had finished.
+
+  Raises:
+    BadInput: a run with other options was stopped there, or the folder cannot be written.
+  """
   folder = Path(options.out or Path("results") / name).expanduser()
-  folder = metrics.open_results(folder, config_of(name, options))
-  remove_results(folder)
-  return folder
+  config = config_of(name, options)
+  if not (folder / CHECKPOINTS).is_dir():
+    folder = metrics.open_results(folder, config)
+    remove_results(folder)
+    return folder, None
+  finished = parts.unfinished(folder, config)
+  return metrics.open_results(folder, config, resume=True), finished
+
+
+def recall(job: Job, finished: parts.Part | None) -> tuple[dict[str, dict], dict[str, dict]] | None:
+  """Returns a job's results, as `run_job` does, if they were in the folder before."""
+  part = parts.of_job(job, [finished] if finished else [])
+  return part and (part.summary, part.accuracies)
 
 
 def take_over(
@@ -113,7 +137,9 @@ def take_over(
   return part.summary, part.accuracies
 
 
-def run_job(job: Job, folder: Path, bar: Bar) -> tuple[dict[str, dict], dict[str, dict]]:
+def run_job(
+  job: Job, folder: Path, bar: Bar, saves: resume.Saves
+) -> tuple[dict[str, dict], dict[str, dict]]:
   """Trains the methods of one job, all seeds and all methods side by side.
 
   Returns:
@@ -130,7 +156,7 @@ def run_job(job: Job, folder: Path, bar: Bar) -> tuple[dict[str, dict], dict[str
     snapshots.take(chunk.state, done + int(chunk.rounds[-1]))
     bar.advance(len(chunk.rounds), rows)
 
-  trained = training.train(job, record)
+  trained = training.train(job, record, saves)
   testing = training.scored_rows(job, fed.testing(federation, federation.groups))
   scores = engine.score(trained.build, trained.runs, trained.state, federation.train, testing)
   snapshots.draw(folder)
@@ -166,6 +192,15 @@ def job_name(job: Job) -> str:
   """Names a job by its first method, and counts the others."""
   first, *others = job.variants
   return f"{first} and {len(others)} more" if others else first
+
+
+def slug(name: str) -> str:
+  """Makes a file name of a method's or job's.
+
+  >>> slug("FedAvg + k-means 2 bit")
+  'FedAvg_+_k-means_2_bit'
+  """
+  return name.replace(" ", "_")
 
 
 def describe(options: Federated, federation: Federation) -> str:
@@ -221,7 +256,7 @@ def save_models(job: Job, state: FedState, folder: Path) -> None:
   options, federation = job.options, job.federation
   inputs = about_inputs(options, federation)
   for i, (method, variant) in enumerate(job.variants.items()):
-    target = folder / "models" / method.replace(" ", "_")
+    target = folder / "models" / slug(method)
     for group, name, clients in zip(
       federation.groups, federation.names, state.clients, strict=True
     ):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import federation as fed
+from experiments.common import resume
 from experiments.common.errors import Diverged
 from experiments.common.jobs import Job, Phase
 from experiments.common.options import Federated, Options
@@ -27,35 +28,44 @@ class Trained(NamedTuple):
   seconds: float  # spent on rounds
 
 
-def train(job: Job, record: Callable[[int, engine.Report], None]) -> Trained:
+def train(
+  job: Job,
+  record: Callable[[int, engine.Report], None],
+  saves: resume.Saves = resume.NOTHING,
+) -> Trained:
   """Trains through all phases of a job, each from what the one before left.
 
   Args:
     job: what is trained.
     record: called with the rounds done before the phase, and a chunk of it.
+    saves: where to go on, and when to save.
 
   Raises:
     Diverged: a loss is no longer finite.
+    OutOfTime: the time that `saves` allows is over.
   """
-  everything = _side_by_side(job)
-  state, seconds, done = None, 0.0, 0
-  for i, phase in enumerate(job.phases):
-    last = i == len(job.phases) - 1
-    # Where variants do not differ, one trains for all; in the end each is scored by itself.
-    copies = len(job.variants) if phase.shared and not everything.changes and not last else 1
-    stack = everything if copies == 1 else _side_by_side(_first_variant(job))
-    keys = jax.vmap(jax.random.fold_in, (0, None))(stack.keys, i)
-    runs = engine.Runs(keys, stack.cohorts, (stack.changes, state))
-    build = functools.partial(_build, job.options, phase)
+  first, done, seconds, start, state = (
+    saves.restore(functools.partial(_shapes, job)) or resume.BEGIN
+  )
+  for i, phase in enumerate(job.phases[first:], start=first):
+    stack, copies = _stack(job, i)
+    runs = _runs(job, i, stack, start)
+
+    def callback(chunk, i=i, done=done, seconds=seconds, start=start, copies=copies):
+      record(done, _repeated(chunk, copies))
+      here = resume.Position(i, done, seconds + chunk.seconds, start, chunk.state)
+      saves.after_chunk(here)
+
     try:
       result = engine.run(
-        build,
+        functools.partial(_build, job.options, phase),
         runs,
         job.federation.train,
         rounds=phase.rounds,
         every=min(job.options.eval_every, phase.rounds),
         scored=stack.validation,
-        callback=lambda chunk, done=done, copies=copies: record(done, _repeated(chunk, copies)),
+        callback=callback,
+        state=state,
       )
     except engine.NonFinite as error:
       method, seed = methods_of_runs(job)[error.run]
@@ -64,9 +74,9 @@ def train(job: Job, record: Callable[[int, engine.Report], None]) -> Trained:
         f"{method}, seed {seed}, round {done + error.round}: the loss or the model of clients "
         f"{error.clients} is not finite; smaller rates may help; what was written before it stays",
       ) from error
-    state = jax.tree.map(lambda leaf, n=copies: jnp.concatenate([leaf] * n), result.state)
+    start, state = _copied(result.state, copies), None
     seconds, done = seconds + result.train_seconds, done + phase.rounds
-  return Trained(build, runs, state, seconds)
+  return Trained(functools.partial(_build, job.options, phase), runs, start, seconds)
 
 
 class _Stack(NamedTuple):
@@ -78,20 +88,40 @@ class _Stack(NamedTuple):
   changes: dict[str, np.ndarray]
 
 
-def _side_by_side(job: Job) -> _Stack:
-  federation = job.federation
+def _stack(job: Job, phase: int) -> tuple[_Stack, int]:
+  """Returns the runs that train in a phase, and for how many variants each stands.
+
+  Where variants do not differ, one trains for all; in the end each is scored by itself.
+  """
+  changes, federation, copies = _changes(job), job.federation, 1
+  if job.phases[phase].shared and not changes and phase < len(job.phases) - 1:
+    (method, variant), *others = job.variants.items()
+    job, copies = job._replace(variants={method: variant}), 1 + len(others)
   seeds = np.array([seed for _, seed in methods_of_runs(job)], np.uint32)
-  return _Stack(
-    jax.vmap(jax.random.key)(seeds),
-    _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups)),
-    scored_rows(job, fed.validation(federation, federation.groups)),
-    _changes(job),
-  )
+  training = _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups))
+  validation = scored_rows(job, fed.validation(federation, federation.groups))
+  return _Stack(jax.vmap(jax.random.key)(seeds), training, validation, changes), copies
 
 
-def _first_variant(job: Job) -> Job:
-  method, variant = next(iter(job.variants.items()))
-  return job._replace(variants={method: variant})
+def _runs(job: Job, phase: int, stack: _Stack, start: FedState | None) -> engine.Runs:
+  keys = jax.vmap(jax.random.fold_in, (0, None))(stack.keys, phase)
+  return engine.Runs(keys, stack.cohorts, (stack.changes, start))
+
+
+def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
+  """Returns the shapes of what a phase starts from and of its own state."""
+  start, state, copies = None, None, 1
+  for i, phase in enumerate(job.phases[: last + 1]):
+    start = None if i == 0 else jax.eval_shape(lambda s, n=copies: _copied(s, n), state)
+    stack, copies = _stack(job, i)
+    build = functools.partial(_build, job.options, phase)
+    state = engine.initial_shapes(build, _runs(job, i, stack, start), job.federation.train)
+  return start, state
+
+
+def _copied(state: FedState, copies: int) -> FedState:
+  """Hands what one variant's runs learned to as many variants."""
+  return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), state)
 
 
 def _repeated(chunk: engine.Report, copies: int) -> engine.Report:

@@ -14,7 +14,7 @@ from experiments.common.federation import Federation
 from experiments.common.jobs import Job, changed
 from experiments.common.options import Hyperparameters, Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import engine, files, metrics, tables
+from qupeD_jax import checks, engine, files, metrics, tables
 
 SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
 
@@ -41,10 +41,11 @@ def run(name: str, options: Tuning) -> Path:
     BadInput: an option is out of range or does not fit the data.
   """
   check(options)
+  checks.require(options.minutes is None, "--minutes", options.minutes, "None in a search")
   console, entries = Console(), comparison.chosen(options.only)
   federation = fed.load(options)
   jobs = {entry.name: _job(entry, options, federation) for entry in entries}
-  folder = study.open_folder(name, options)
+  folder, _ = study.open_folder(name, options)
   best, tried, chosen = {}, {}, set()
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
