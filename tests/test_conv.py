@@ -110,12 +110,13 @@ def test_block_in_bfloat16_is_close_to_float32(form):
     assert relative_error(ours, exact) < BFLOAT16
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("form", conv.FORMS)
 @pytest.mark.parametrize("case", [(1, 1, 3, 2, 3), (5, 4, 3, 3, 4), (9, 7, 5, 2, 3)], ids=str)
-def test_convolution_equals_a_scalar_loop(case, form):
+def test_convolution_equals_a_scalar_loop(case, form, stride):
   x, kernel, _ = operands(case)
-  got = jax.jit(lambda x, kernel: conv.conv(x, kernel, form))(x, kernel)
-  np.testing.assert_allclose(got, loop_convolution(x, kernel), **FLOAT32)
+  got = jax.jit(lambda x, kernel: conv.conv(x, kernel, form, stride=stride))(x, kernel)
+  np.testing.assert_allclose(got, loop_convolution(x, kernel)[:, ::stride, ::stride], **FLOAT32)
 
 
 def loop_convolution(x, kernel):
@@ -130,13 +131,15 @@ def loop_convolution(x, kernel):
   return y
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("form", FAST_FORMS)
-def test_convolution_gradients_equal_lax(form):
-  x, kernel, _ = operands((7, 6, 3, 2, 3))
+@pytest.mark.parametrize("case", [(7, 6, 3, 2, 3), (8, 5, 1, 2, 3)], ids=str)
+def test_convolution_gradients_equal_lax(case, form, stride):
+  x, kernel, _ = operands(case, (CLIENTS,))
 
   def grads(form):
-    loss = lambda x, kernel: jnp.sin(conv.conv(x, kernel, form)).sum()
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+    loss = lambda x, kernel: jnp.sin(conv.conv(x, kernel, form, stride=stride)).sum()
+    return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(x, kernel)
 
   chex.assert_trees_all_close(grads(form), grads("lax"), **FLOAT32)
 
@@ -172,12 +175,20 @@ def test_without_a_form_the_chosen_one_is_used():
 @pytest.mark.parametrize("form", FAST_FORMS)
 def test_fast_forms_contain_no_convolution(form):
   x, kernel, bias = operands((6, 6, 3, 3, 2))
-  traced = str(jax.make_jaxpr(value_and_grads(form_of(form)))(x, kernel, bias))
-  assert "dot_general" in traced
-  assert "conv_general_dilated" not in traced
+  strided = lambda x, kernel, bias: conv.conv(x, kernel, form, stride=2) + bias
+  for block in (form_of(form), strided):
+    traced = str(jax.make_jaxpr(value_and_grads(block))(x, kernel, bias))
+    assert "dot_general" in traced
+    assert "conv_general_dilated" not in traced
 
 
 def test_even_kernels_are_refused():
   x, kernel, _ = operands((6, 6, 2, 3, 2))
   with pytest.raises(checks.BadInput, match="kernel size 2: allowed is odd"):
     conv.conv(x, kernel)
+
+
+def test_strides_below_one_are_refused():
+  x, kernel, _ = operands((6, 6, 3, 3, 2))
+  with pytest.raises(checks.BadInput, match="stride 0: allowed is a whole number of at least 1"):
+    conv.conv(x, kernel, stride=0)

@@ -43,7 +43,8 @@ def test_shapes_and_dtypes(name, shape):
     x = jax.ShapeDtypeStruct((5, *shape), dtype)
     logits, stats = jax.eval_shape(lambda v, x: model.apply(v, x, True), variables, x)
     assert logits == jax.ShapeDtypeStruct((5, 62), jnp.float32)
-    assert stats == variables["stats"] == {}
+    assert stats == variables["stats"]
+    assert bool(stats) == name.startswith("resnet")
 
 
 def test_layers_are_named_by_the_convention():
@@ -177,7 +178,7 @@ def test_stats_are_renewed_in_training_only():
   np.testing.assert_allclose(running, 0.5 * x.mean((0, 1, 2)), rtol=1e-6)
 
 
-LISTED = "mlp, mlp2, cnn1, cnn2, cnn3"
+LISTED = "mlp, mlp2, cnn1, cnn2, cnn3, resnet8, resnet20, resnet32"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,10 @@ LISTED = "mlp, mlp2, cnn1, cnn2, cnn3"
     ({"image_shape": (8, 8, 0)}, "image shape 0: allowed is a whole number of at least 1"),
     ({"mean": (1.0, 2.0)}, "mean .*: allowed is one number, or one for each of 1 channels"),
     ({"std": 0.0}, "std .*: allowed is above 0"),
+    (
+      {"name": "resnet8", "channels": (8, 4)},
+      r"channels \(8, 4\): allowed is in rising order: shortcuts drop none",
+    ),
   ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

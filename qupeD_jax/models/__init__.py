@@ -19,6 +19,7 @@ from qupeD_jax import checks
 from qupeD_jax.models import conv
 from qupeD_jax.models.cnn import CNN
 from qupeD_jax.models.mlp import MLP
+from qupeD_jax.models.resnet import ResNet
 from qupeD_jax.types import Array, Model
 
 ImageShape = tuple[int, int, int]  # H, W, C
@@ -36,6 +37,9 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
   "cnn1": CNN,
   "cnn2": partial(CNN, channels=(32, 32), widths=(192, 96)),
   "cnn3": partial(CNN, channels=(16, 16), widths=(96, 48)),
+  "resnet8": partial(ResNet, blocks=1),
+  "resnet20": partial(ResNet, blocks=3),
+  "resnet32": partial(ResNet, blocks=5),
 }
 NAMES = tuple(_MODULES)
 DTYPES = ("float32", "bfloat16")
@@ -61,7 +65,7 @@ def make(
     mean, std: of the raw images, per channel or for all; inputs become (x - mean) / std.
     dtype: of the computation, one of DTYPES; parameters and logits are float32.
     conv_form: one of conv.FORMS; None is the fastest.
-    **options: fields of the module: `widths`, for the convolutional ones `channels` too.
+    **options: fields of the module: `widths` of an MLP or a CNN, `channels` of a CNN or a ResNet.
 
   Returns:
     A Model whose apply takes x [B, H, W, C], uint8 or float.

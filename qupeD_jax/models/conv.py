@@ -2,15 +2,18 @@
 
 Clients that train side by side bring a kernel each, and a convolution vmapped over kernels becomes
 a grouped one: slow on a GPU, and on a CPU inside `scan` slower by far. A matrix product vmapped
-over matrices stays a matrix product. Hence, for stride 1, SAME padding, NHWC images, HWIO kernels:
+over matrices stays a matrix product. Hence, for NHWC images and HWIO kernels of odd size k, with
+k // 2 zeros on every side of the image:
 
   lax     XLA's own convolution.
-  im2col  the k x k window of every pixel as a row, times the kernel as a matrix.
+  im2col  the k x k window of every pixel as a row, times the kernel as a matrix; with a stride, of
+          every stride-th pixel.
   tiles   the same for 2x2 pixels at a time. Space-to-depth makes of a k x k convolution one of
           (k+1)/2 x (k+1)/2, with four times the channels in and out, on a quarter of the pixels;
           its kernel holds the k x k kernel four times, shifted. This moves 4 k^2 / (k+1)^2 times
           fewer window bytes (2.8 for k = 5) for (k+1)^2 / k^2 times the products (1.44), and 2x2
-          max-pooling becomes a max within a row.
+          max-pooling becomes a max within a row. With a stride, neighbours share next to nothing,
+          and tiles is im2col.
 
 `python -m benchmarks.conv --forms tiles im2col --repeats 3` (2 cores, AMD EPYC, float32, CNN1's
 shapes for 4 clients of 50 images): im2col takes 1.33 times as long as tiles in a scan, 1.37 plain.
@@ -40,8 +43,11 @@ def choose(in_channels: int, *, pooled: bool) -> str:
   return "tiles" if pooled or in_channels < 64 else "im2col"
 
 
-def conv(x: Array, kernel: Array, form: str | None = None) -> Array:
-  """Convolves with stride 1 and SAME padding.
+def conv(x: Array, kernel: Array, form: str | None = None, *, stride: int = 1) -> Array:
+  """Convolves with k // 2 zeros on every side.
+
+  For a stride above 1 this is PyTorch's padding=k//2, and not XLA's SAME, which puts the odd zero
+  at the end: the result is every stride-th pixel, from the first on, of that for stride 1.
 
   Products are summed in float32 inside a matrix product or convolution, whatever the dtype; only
   the result is rounded to it.
@@ -50,17 +56,25 @@ def conv(x: Array, kernel: Array, form: str | None = None) -> Array:
     x: [B, H, W, C], float.
     kernel: [k, k, C, D] of x's dtype, k odd.
     form: one of FORMS, which differ by rounding only; None is the fastest.
+    stride: s, at least 1.
 
   Returns:
-    [B, H, W, D] of x's dtype.
+    [B, ceil(H / s), ceil(W / s), D] of x's dtype.
 
   >>> x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
   >>> conv(x, kernel)[0, :, :, 0].astype(int).tolist()
   [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
+  >>> conv(x, kernel, stride=2)[0, :, :, 0].astype(int).tolist()
+  [[4, 6], [6, 9]]
   """
   _check(x, kernel)
+  checks.at_least("stride", stride, 1)
   form = form or choose(x.shape[-1], pooled=False)
-  return {"lax": _conv_lax, "im2col": _conv_im2col, "tiles": _conv_tiles}[form](x, kernel)
+  if form == "lax":
+    return _conv_lax(x, kernel, stride)
+  if form == "im2col" or stride > 1:
+    return _conv_im2col(x, kernel, stride)
+  return _conv_tiles(x, kernel)
 
 
 def conv_relu_pool(x: Array, kernel: Array, bias: Array, form: str | None = None) -> Array:
@@ -119,19 +133,21 @@ def _check(x: Array, kernel: Array) -> None:
   chex.assert_rank(x, 4)
   chex.assert_shape(kernel, (size, size, x.shape[-1], None))
   chex.assert_trees_all_equal_dtypes(x, kernel)
-  checks.require(size % 2 == 1, "kernel size", size, "odd, for SAME padding to be symmetric")
+  checks.require(size % 2 == 1, "kernel size", size, "odd, for the padding to be symmetric")
 
 
-def _conv_lax(x: Array, kernel: Array) -> Array:
+def _conv_lax(x: Array, kernel: Array, stride: int) -> Array:
+  pad = kernel.shape[0] // 2
+  numbers = ("NHWC", "HWIO", "NHWC")
   return lax.conv_general_dilated(
-    x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=numbers
   )
 
 
-def _conv_im2col(x: Array, kernel: Array) -> Array:
+def _conv_im2col(x: Array, kernel: Array, stride: int) -> Array:
   size, _, _, features = kernel.shape
   padded = _pad(x, size // 2, x.shape[1] + size - 1, x.shape[2] + size - 1)
-  return _matmul(_windows(padded, size), kernel.reshape(-1, features))
+  return _matmul(_windows(padded, size, stride), kernel.reshape(-1, features))
 
 
 def _conv_tiles(x: Array, kernel: Array) -> Array:
@@ -167,11 +183,15 @@ def _space_to_depth(x: Array) -> Array:
   return blocks.reshape(*lead, height // 2, width // 2, 4 * channels)
 
 
-def _windows(x: Array, size: int) -> Array:
-  """Lays every full window out as a row: [B, H, W, C] to [B, H-size+1, W-size+1, size^2 C]."""
+def _windows(x: Array, size: int, stride: int = 1) -> Array:
+  """Lays full windows out as rows: [B, H, W, C] to [B, rows, columns, size^2 C].
+
+  With stride 1 there are H-size+1 rows and W-size+1 columns of them; else every stride-th is taken.
+  """
   rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
   shifts = [(down, right) for down in range(size) for right in range(size)]
-  return jnp.concatenate([x[:, d : d + rows, r : r + columns] for d, r in shifts], axis=-1)
+  shifted = [x[:, d : d + rows : stride, r : r + columns : stride] for d, r in shifts]
+  return jnp.concatenate(shifted, axis=-1)
 
 
 def _matmul(windows: Array, matrix: Array) -> Array:
