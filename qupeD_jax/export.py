@@ -144,7 +144,7 @@ def load(path: str | os.PathLike) -> tuple[Packed, dict]:
   Raises:
     BadInput: the file is missing, damaged, or not a packed model.
   """
-  tensors, header = _read(path)
+  tensors, header = read_tensors(path)
   if header.get("format") != FORMAT:
     raise BadInput(f"{path}: not a model that qupeD_jax packed")
   if header.get("crc32") != _checksum(tensors, header):
@@ -157,6 +157,28 @@ def load(path: str | os.PathLike) -> tuple[Packed, dict]:
     kept=tensors,
   )
   return packed, json.loads(header["metadata"])
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Reads any safetensors file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its tensors and its metadata.
+
+  Raises:
+    BadInput: the file is missing, damaged, or of another format.
+  """
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      names = file.keys()
+      return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+  except OSError as error:
+    raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
+  except safetensors.SafetensorError as error:
+    raise BadInput(f"{path}: damaged, or not a safetensors file") from error
 
 
 def _used_centers(path: str, centers: np.ndarray) -> np.ndarray:
@@ -207,14 +229,3 @@ def _checksum(tensors: dict[str, np.ndarray], header: dict[str, str]) -> str:
     crc = zlib.crc32(f"{name} {tensor.shape} {tensor.dtype}".encode(), crc)
     crc = zlib.crc32(tensor.tobytes(), crc)
   return f"{crc:08x}"
-
-
-def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      names = file.keys()
-      return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-  except OSError as error:
-    raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
-  except safetensors.SafetensorError as error:
-    raise BadInput(f"{path}: damaged, or not a safetensors file") from error
