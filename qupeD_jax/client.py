@@ -13,6 +13,8 @@ import optax
 from qupeD_jax import checks, losses, quantize, tree
 from qupeD_jax.types import Array, Cohort, Dataset, Info, Model, PyTree, Quantizer, Scored
 
+_AUGMENT = 0xA06  # sets an augmentation's random numbers apart from those that draw rows
+
 
 class Rates(NamedTuple):
   """Step sizes of the alternating proximal gradient steps: numbers, or optax schedules of steps."""
@@ -76,6 +78,7 @@ def local_round(
   local_steps: int,
   batch_size: int,
   batches_per_step: int = 1,
+  augment: Callable | None = None,
 ) -> Callable:
   """Returns a client's round: its local steps, scanned over freshly drawn batches.
 
@@ -87,20 +90,28 @@ def local_round(
     batch_size: B.
     batches_per_step: how many batches a step gets, drawn independently of each other; the first
       is the same however many there are.
+    augment: (key, x [B, H, W, C]) -> x [B, H, W, C], such as `data.augment.flip_and_crop()`, for
+      every batch anew; None for none.
 
   Returns:
     (key of this client and round, carry, (index [N], size [])) -> (carry after the last step, mean
     loss []).
   """
 
-  def body(carry, inputs):
-    step, drawn = inputs
-    batches = (Batch(data.x[rows], data.y[rows], mask) for rows, mask in drawn)
-    return step_fn(carry, step, *batches)
+  def batch(key, step, rows, mask):
+    x = data.x[rows]
+    if augment is not None:
+      x = augment(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step), x)
+    return Batch(x, data.y[rows], mask)
 
   def run(key, carry, rows):
-    others = (jax.random.fold_in(key, i) for i in range(1, batches_per_step))
-    drawn = tuple(draw_rows(k, *rows, local_steps, batch_size) for k in (key, *others))
+    keys = key, *(jax.random.fold_in(key, i) for i in range(1, batches_per_step))
+    drawn = tuple(draw_rows(k, *rows, local_steps, batch_size) for k in keys)
+
+    def body(carry, inputs):
+      step, drawn = inputs
+      return step_fn(carry, step, *(batch(k, step, *d) for k, d in zip(keys, drawn, strict=True)))
+
     carry, loss = jax.lax.scan(body, carry, (first_step + jnp.arange(local_steps), drawn))
     return carry, jnp.mean(loss)
 
@@ -208,6 +219,29 @@ def start_clients(
   )
 
 
+def trained_points(
+  params: PyTree, codebooks: dict[str, Array], quantizer: Quantizer, step: Array
+) -> dict[str, tuple[Array | float, PyTree]]:
+  """Returns where a client's smooth loss is taken, and how much it counts there.
+
+  Args:
+    params: x.
+    codebooks: c.
+    quantizer: says whether the loss is taken at x, at Q_c(x) or at both.
+    step: [] int32, at which the quantizer's schedules are read.
+
+  Returns:
+    Weight and parameters of "x", "q" or both. Beside "x", "q" weighs 0 for a client at full
+    precision; alone it weighs 1, and is x itself for such a client.
+  """
+  if not quantizer.at_q or (quantizer.at_x and not codebooks):
+    return {"x": (1.0, params)}
+  quantised = quantizer.project(params, codebooks, step)
+  if not quantizer.at_x:
+    return {"q": (1.0, quantised)}
+  return {"x": (1.0, params), "q": (quantize.is_active(codebooks), quantised)}
+
+
 def proximal_step(
   personal: Personal,
   loss_fn: Callable,
@@ -224,9 +258,11 @@ def proximal_step(
   x <- prox_{eta1 lambda R(., c)}(x - eta1 grad_x [f(x) + f(Q_c(x))])
   c <- prox_{eta2 lambda R(x, .)}(c - eta2 grad_c f(Q_c(x)))
 
-  A client at full precision has no codebook; the terms in Q, R and c drop out. A share s of x's
-  data gradient can be taken straight through at Q_c(x): (1 - s) grad f(x) + s (grad f)(Q_c(x)) is
-  then the gradient in the quantised tensors.
+  A quantizer that trains at x alone, or at Q_c(x) alone, leaves the other term out, one without
+  learned centers the gradient in c; both maps are the quantizer's. A client at full precision has
+  no codebook: f(x) remains, once. A share s of x's data gradient can be taken straight through at
+  Q_c(x), where f is taken at both: (1 - s) grad f(x) + s (grad f)(Q_c(x)) is then the gradient in
+  the quantised tensors.
 
   Args:
     personal: the client's x, c and optimiser state.
@@ -241,33 +277,56 @@ def proximal_step(
   Returns:
     The personal model after the step, and the smooth objective before it.
   """
-  quantised_loss_fn = quantised_loss_fn or loss_fn
   eta, pull = value_at(rates.weights, step), value_at(rates.proximity, step)
   variables, codebooks, moments = personal
   params, stats = variables["params"], variables["stats"]
+  loss_fns = {"x": loss_fn, "q": quantised_loss_fn or loss_fn}
 
-  def gradient(fn, params):
-    at = lambda p: fn({"params": p, "stats": stats})
-    (value, new_stats), grads = jax.value_and_grad(at, has_aux=True)(params)
-    return value, new_stats, grads
-
-  value, new_stats, grads = gradient(loss_fn, params)
-  if codebooks:
-    active = quantize.is_active(codebooks)
-    quantised, pull_back = jax.vjp(lambda p: quantizer.project(p, codebooks), params)
-    value_at_q, _, grads_at_q = gradient(quantised_loss_fn, quantised)
-    value += active * value_at_q
-    if not (checks.concrete(straight_through) and straight_through == 0):
-      # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
-      grads = _mix(grads, grads_at_q, active * straight_through, codebooks)
-    grads = jax.tree.map(lambda g, q: g + active * q, grads, *pull_back(grads_at_q))
+  value, new_stats, grads = _smooth_gradient(personal, loss_fns, step, quantizer, straight_through)
   direction, moments = optimizer.update(grads, moments, params)
   params = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
   if codebooks:
-    eta = value_at(rates.centers, step)
-    _, new_stats, grads = gradient(quantised_loss_fn, quantizer.project(params, codebooks))
+    eta, grads = value_at(rates.centers, step), None
+    if quantizer.learned:
+      quantised = quantizer.project(params, codebooks, step)
+      _, new_stats, grads = _gradient(loss_fns["q"], quantised, stats)
     codebooks = quantizer.update(codebooks, params, grads, eta, eta * pull)
   return Personal({"params": params, "stats": new_stats}, codebooks, moments), value
+
+
+def _smooth_gradient(
+  personal: Personal,
+  loss_fns: dict[str, Callable],
+  step: Array,
+  quantizer: Quantizer,
+  straight_through: Array | float,
+) -> tuple[Array, PyTree, PyTree]:
+  """Returns the smooth objective, the stats of its pass (at Q, if there is one), its x-gradient."""
+  variables, codebooks, _ = personal
+  params, stats = variables["params"], variables["stats"]
+  points = trained_points(params, codebooks, quantizer, step)
+  if "x" in points:
+    value, new_stats, grads = _gradient(loss_fns["x"], params, stats)
+  if "q" not in points:
+    return value, new_stats, grads
+  weight, quantised = points["q"]
+  value_at_q, new_stats, at_q = _gradient(loss_fns["q"], quantised, stats)
+  project = lambda p: quantizer.project(p, codebooks, step)
+  (pulled_back,) = jax.vjp(project, params)[1](at_q)
+  if "x" not in points:
+    return value_at_q, new_stats, pulled_back
+  if not (checks.concrete(straight_through) and straight_through == 0):
+    # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
+    grads = _mix(grads, at_q, weight * straight_through, codebooks)
+  grads = jax.tree.map(lambda g, q: g + weight * q, grads, pulled_back)
+  return value + weight * value_at_q, new_stats, grads
+
+
+def _gradient(loss_fn: Callable, params: PyTree, stats: PyTree) -> tuple[Array, PyTree, PyTree]:
+  """Returns a loss, the stats of its pass and its gradient in the parameters."""
+  at = lambda p: loss_fn({"params": p, "stats": stats})
+  (value, new_stats), grads = jax.value_and_grad(at, has_aux=True)(params)
+  return value, new_stats, grads
 
 
 def _mix(at_x: PyTree, at_q: PyTree, share: Array, codebooks: dict[str, Array]) -> PyTree:

@@ -47,6 +47,25 @@ def nearest(x: Array, centers: Array) -> Array:
   return jnp.where(is_used(centers), centers[assign(x, centers)], x)
 
 
+def lloyd(x: Array, centers: Array) -> Array:
+  """Moves every center to the mean of the entries it owns; one that owns none keeps its value.
+
+  Of all centers with the same owners these are the nearest to x: one step of Lloyd's algorithm.
+
+  Args:
+    x: any shape, float32.
+    centers: [m] float32, sorted.
+
+  Returns:
+    New centers, [m], in their old order up to rounding.
+  """
+  index = assign(x, centers)
+  total = sums_per_center(x, index, len(centers))
+  count = sums_per_center(jnp.ones_like(x), index, len(centers))
+  moved = jnp.where(count > 0, total / jnp.maximum(count, 1), centers)
+  return jnp.where(is_used(centers), moved, centers)
+
+
 def sums_per_center(values: Array, index: Array, num_centers: int) -> Array:
   """Adds up the values assigned to each center.
 

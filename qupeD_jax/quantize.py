@@ -1,4 +1,4 @@
-"""Quantisation of one tensor by its codebook, and of a whole model: the Quantizers.
+"""Quantisation of one tensor by its codebook, and of a whole model.
 
 Q_c(x) replaces every entry by its nearest center; soft Q blends the steps between centers with
 sigmoids (Ozkara et al., "QuPeD", NeurIPS 2021, section 2). Codebooks are as in codebook.py.
@@ -11,8 +11,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax import checks, codebook, prox
-from qupeD_jax.types import FULL_PRECISION, Array, PyTree, Quantizer
+from qupeD_jax import codebook
+from qupeD_jax.types import Array, PyTree
 
 # --- one tensor
 
@@ -56,18 +56,51 @@ def kmeans_centers(
 ) -> Array:
   """Places the first centers of a tensor by k-means, from its quantiles on.
 
-  Lloyd's iterations: every entry joins its nearest center, every center becomes the mean of its
-  entries, or stays where it is without any. Args and Returns as in `init_centers`.
+  Takes Lloyd's steps (`codebook.lloyd`). Args and Returns as in `init_centers`.
   """
-
-  def lloyd(_, centers):
-    index = codebook.assign(x, centers)
-    total = codebook.sums_per_center(x, index, len(centers))
-    count = codebook.sums_per_center(jnp.ones_like(x), index, len(centers))
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), centers)
-
   first = quantile_centers(x, num_centers, max_centers)
-  return jnp.sort(jax.lax.fori_loop(0, iterations, lloyd, first))
+  step = lambda _, centers: codebook.lloyd(x, centers)
+  return jnp.sort(jax.lax.fori_loop(0, iterations, step, first))
+
+
+def even_levels(num_centers: Array | int, max_centers: int | None = None) -> Array:
+  """Returns m evenly spaced levels from -1 to 1, [max_centers], +inf beyond them.
+
+  >>> even_levels(3, max_centers=4).tolist()
+  [-1.0, 0.0, 1.0, inf]
+  """
+  slots = _slots(num_centers, max_centers)
+  return jnp.where(slots < num_centers, 2 * slots / (num_centers - 1) - 1, jnp.inf)
+
+
+def fixed_centers(x: Array, num_centers: Array | int, max_centers: int | None = None) -> Array:
+  """Places the centers evenly from -1 to 1, whatever the tensor: -1 and 1 for m = 2.
+
+  Args and Returns as in `init_centers`.
+  """
+  del x
+  return even_levels(num_centers, max_centers)
+
+
+def scaled_centers(
+  x: Array, num_centers: Array | int, max_centers: int | None = None, iterations: int = 10
+) -> Array:
+  """Places the first centers of a tensor evenly from -s to s, s chosen to fit its entries.
+
+  Approaches the s that minimises ||x - Q(x)||^2 by turns: entries join their nearest center, s is
+  fitted to them by least squares. Two centers: s is the mean of |x|, which is exact. Args and
+  Returns as in `init_centers`.
+  """
+  levels = even_levels(num_centers, max_centers)
+  tiny = jnp.finfo(x.dtype).tiny  # s stays above 0, also for a tensor of zeros
+
+  def fit(_, scale):
+    level = levels[codebook.assign(x, scale * levels)]
+    return jnp.maximum(jnp.sum(level * x) / jnp.sum(level**2), tiny)
+
+  # Within a tenth of what is best for 2 to 8 bits of normal entries; for 1 bit any start will do.
+  first = jnp.maximum(jnp.mean(jnp.abs(x)) * (1 + jnp.log2(num_centers) / 2), tiny)
+  return jax.lax.fori_loop(0, iterations, fit, first) * levels
 
 
 def _slots(num_centers: Array | int, max_centers: int | None) -> Array:
@@ -166,80 +199,6 @@ def map_quantised(fn: Callable, codebooks: dict[str, Array], params: PyTree) -> 
 def is_active(codebooks: dict[str, Array]) -> Array:
   """Tells whether a client's model is quantised at all: [] float32, 0 for full precision or 1."""
   return codebook.is_used(next(iter(codebooks.values()))).astype(jnp.float32)
-
-
-def none() -> Quantizer:
-  """Builds the quantiser that does nothing: every client at full precision, without codebooks."""
-  return Quantizer(
-    init=lambda params, bits: {},
-    project=lambda params, codebooks: params,
-    prox=lambda params, codebooks, t: params,
-    update=lambda codebooks, params, grads, rate, t: codebooks,
-  )
-
-
-def learned_codebook(
-  *,
-  max_bits: int = 8,
-  init: Callable = init_centers,
-  norm: str = "l1",
-  sharpness: Array | float | None = None,
-  clip: Array | float | None = None,
-  select: Callable = is_quantised,
-) -> Quantizer:
-  """Builds QuPeD's quantiser: centers learned by alternating proximal gradient steps.
-
-  Args:
-    max_bits: the largest precision among the clients that is not 32; sets the codebooks' width.
-    init: `init_centers`, `quantile_centers` or `kmeans_centers`.
-    norm: of the regulariser, "l1" or "l2".
-    sharpness: P of soft Q in the projection; None for its limit, hard Q.
-    clip: bound of every center's gradient; None for no bound.
-    select: path -> bool, which tensors are quantised.
-
-  Returns:
-    A Quantizer; bits of 32 give a client codebooks without a finite center.
-
-  Raises:
-    BadInput: max_bits is not 1 to 8, norm unknown, sharpness or clip not positive.
-  """
-  checks.require(max_bits in range(1, 9), "max_bits", max_bits, "1 to 8")
-  checks.require(norm in ("l1", "l2"), "norm", repr(norm), "'l1' or 'l2'")
-  for name, value in (("sharpness", sharpness), ("clip", clip)):
-    if value is not None:
-      checks.positive(name, value)
-
-  def quantize(x, centers):
-    if sharpness is None:
-      return hard_quantize(x, centers)
-    return soft_quantize(x, centers, sharpness)
-
-  def init_codebooks(params, bits):
-    def centers_of(tensor):
-      num_centers = 2 ** jnp.minimum(bits, max_bits)
-      centers = init(tensor, num_centers, 2**max_bits)
-      return jnp.where(bits == FULL_PRECISION, jnp.inf, centers)
-
-    return {path: centers_of(x) for path, x in sorted(flatten(params).items()) if select(path)}
-
-  def project(params, codebooks):
-    return map_quantised(quantize, codebooks, params)
-
-  def prox_params(params, codebooks, t):
-    return map_quantised(lambda x, c: prox.prox_weights(x, c, t, norm), codebooks, params)
-
-  def update(codebooks, params, grads, rate, t):
-    xs, gs = flatten(params), flatten(grads)
-
-    def step(path, centers):
-      x = xs[path]
-      (slope,) = jax.vjp(lambda c: quantize(x, c), centers)[1](gs[path])
-      slope = slope if clip is None else jnp.clip(slope, -clip, clip)
-      return prox.prox_centers(centers - rate * slope, x, t, norm, before=centers)
-
-    return {path: step(path, centers) for path, centers in codebooks.items()}
-
-  return Quantizer(init_codebooks, project, prox_params, update)
 
 
 def harden(params: PyTree, codebooks: dict[str, Array]) -> PyTree:

@@ -102,6 +102,7 @@ def averaging(
   optimizer: optax.GradientTransformation,
   local_steps: int,
   batch_size: int,
+  augment: Callable | None,
   weigh: Callable,
   start: PyTree | None,
 ) -> Algorithm:
@@ -114,6 +115,7 @@ def averaging(
     optimizer: of the clients, without its learning rate, started anew every round.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the average.
     start: the server's first variables; None draws them.
 
@@ -138,7 +140,7 @@ def averaging(
       *carry, loss = client.gradient_step(*carry, loss_fn, eta, optimizer)
       return tuple(carry), loss
 
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
 
     def run(key, nothing, rows):
       carry = state.server, optimizer.init(state.server["params"])

@@ -83,9 +83,16 @@ class Quantizer(NamedTuple):
 
   `codebooks` maps the path of every quantised tensor ("dense_1/kernel") to its centers, [m_max]
   float32, sorted; slots that a client does not use hold +inf. No finite center: full precision.
+
+  The smooth loss f that a client minimises is taken at x, at Q (its projection) or at both; a
+  client at full precision has f(x) once, whichever it is. What happens to x between Q and f is said
+  by the derivative of `project`. Steps, [] int32, count a client's local steps, as schedules do.
   """
 
   init: Callable  # (params, bits) -> codebooks
-  project: Callable  # (params, codebooks) -> params that the network computes with: Q or soft Q
-  prox: Callable  # (params, codebooks, t) -> params
-  update: Callable  # (codebooks, params, grads at the projected params, rate, t) -> codebooks
+  project: Callable  # (params, codebooks, step) -> Q: params that the network computes with
+  prox: Callable  # (params, codebooks, t) -> params, after the optimiser's step
+  update: Callable  # (codebooks, params, grads at their projection, rate, t) -> codebooks
+  at_x: bool = True  # f(x) is minimised
+  at_q: bool = True  # f(Q) is minimised
+  learned: bool = True  # `update` reads the gradients; without it they are None, and cost nothing

@@ -152,6 +152,72 @@ def algorithm_1_step(model, c, gradient, gradient_at_q=None, share=0.0):
   return [kernel, bias], move_centers(c, kernel, gradient_at_q(project([kernel, bias], c))[0])
 
 
+def proxquant_step(pull):
+  """x alone, pulled toward fixed centers by pull(t)."""
+
+  def step(model, c, gradient, t):
+    kernel, bias = descend(model, gradient(model), ETA)
+    return [kernel if c is None else toward(kernel, c, ETA * pull(t)), bias], c
+
+  return step
+
+
+def relax(model, c, weight):
+  """Weights between y and Q_c(y)."""
+  y, bias = model
+  return model if c is None else [(weight * c[nearest(y, c)] + y) / (weight + 1), bias]
+
+
+def binary_relax_step(relaxation):
+  """The gradient at the relaxed weights is y's; then centers are means of what they own."""
+
+  def step(model, c, gradient, t):
+    y, bias = descend(model, gradient(relax(model, c, relaxation(t))), ETA)
+    if c is None:
+      return [y, bias], None
+    owner, owned = nearest(y, c), range(len(c))
+    means = [y[owner == j].mean() if np.any(owner == j) else c[j] for j in owned]
+    return [y, bias], np.array(means)
+
+  return step
+
+
+def levels(bits):
+  return None if bits == 32 else np.linspace(-1, 1, 2**bits)
+
+
+def ste_step(bound=np.inf):
+  """The gradient at Q_c(y) is y's; then the scale's own, at the new y."""
+
+  def step(model, c, gradient, t):
+    if c is None:
+      return descend(model, gradient(model), ETA), None
+    y, bias = descend(model, gradient(project(model, c)), ETA)
+    y = np.clip(y, -bound, bound)
+    in_q, owner = gradient(project([y, bias], c))[0], nearest(y, c)
+    unit = c / c[-1]
+    slope = sum(unit[j] * in_q[owner == j].sum() for j in range(len(c)))
+    return [y, bias], max(c[-1] - CENTER_RATE * slope, c[-1] / 2) * unit
+
+  return step
+
+
+def only_x(x, c, t):
+  return [x]
+
+
+def only_q(x, c, t):
+  return [project(x, c)]
+
+
+def only_relaxed(relaxation):
+  return lambda x, c, t: [relax(x, c, relaxation(t))]
+
+
+def both(x, c, t):
+  return [x] if c is None else [x, project(x, c)]
+
+
 def kmeans(x, m, iterations=30):
   """Lloyd's iterations from the quantiles on."""
   x = x.ravel()
@@ -165,20 +231,38 @@ def kmeans(x, m, iterations=30):
 # --- algorithms: each returns what its clients and its server have after the last round
 
 
-def quped(bits, p, a=0.0, *, reverse=False, global_temperature=TEMPERATURE, own=False, share=0.0):
-  """Algorithm 2 as its equations stand, with the options that go beyond them."""
+def quped(
+  bits,
+  p,
+  a=0.0,
+  *,
+  reverse=False,
+  global_temperature=TEMPERATURE,
+  own=False,
+  share=0.0,
+  take_step=None,
+  trained=both,
+  first=None,
+):
+  """Algorithm 2 as its equations stand, with the options that go beyond them.
+
+  Another quantizer is another step (model, centers, gradient, t), other models that it trains and
+  w learns from (x, centers, t), and other first centers by bits.
+  """
+  take_step = take_step or (lambda x, c, gradient, t: algorithm_1_step(x, c, gradient, share=share))
   w = start()
-  xs, cs = [start() for _ in bits], [first_centers(w[0], b) for b in bits]
-  for _ in range(ROUNDS):
+  first = first or (lambda b: first_centers(w[0], b))
+  xs, cs = [start() for _ in bits], list(map(first, bits))
+  for r in range(ROUNDS):
     copies = []
     for i in range(len(bits)):
       batch, w_i = Batch(i), w
       classes = batch.held if own else 1.0
-      for _ in range(STEPS):
+      for t in range(r * STEPS, (r + 1) * STEPS):
         z = batch.logits(w_i)
         gradient = lambda x, b=batch, z=z, k=classes: b.student_gradient(x, z, p, classes=k)
-        xs[i], cs[i] = algorithm_1_step(xs[i], cs[i], gradient, share=share)
-        targets = [xs[i]] if cs[i] is None else [xs[i], project(xs[i], cs[i])]
+        xs[i], cs[i] = take_step(xs[i], cs[i], gradient, t)
+        targets = trained(xs[i], cs[i], t)
         g = a * (softmax(z) - batch.one_hot)
         for target in map(batch.logits, targets):
           if reverse:
@@ -211,10 +295,14 @@ def finetune(bits, p, w, centers_rate, *, own=False):
   return xs, cs
 
 
-def qupel(bits, penalty):
-  """F(x, c, w) = f(x) + f(Q) + penalty/2 ||Q - w||^2; at 32 bits f(x) + penalty/2 ||x - w||^2."""
+def qupel(bits, penalty, take_step=None, first=None):
+  """F(x, c, w) = f(x) + f(Q) + penalty/2 ||Q - w||^2; at 32 bits f(x) + penalty/2 ||x - w||^2.
+
+  Another step (model, centers, gradient, t) trains at Q alone.
+  """
   w = start()
-  xs, cs = [start() for _ in bits], [first_centers(w[0], b) for b in bits]
+  first = first or (lambda b: first_centers(w[0], b))
+  xs, cs = [start() for _ in bits], list(map(first, bits))
   for _ in range(ROUNDS):
     copies = []
     for i in range(len(bits)):
@@ -224,8 +312,11 @@ def qupel(bits, penalty):
         def tied(x, batch=batch, w_i=w_i):
           return descend(batch.gradient(x), gaps(x, w_i), -penalty)
 
-        at_x = tied if cs[i] is None else batch.gradient
-        xs[i], cs[i] = algorithm_1_step(xs[i], cs[i], at_x, tied)
+        if take_step is not None:
+          xs[i], cs[i] = take_step(xs[i], cs[i], tied, None)
+        else:
+          at_x = tied if cs[i] is None else batch.gradient
+          xs[i], cs[i] = algorithm_1_step(xs[i], cs[i], at_x, tied)
         w_i = descend(w_i, gaps(w_i, project(xs[i], cs[i])), GLOBAL_RATE * penalty)
       copies.append(w_i)
     w = mean(copies)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from qupeD_jax import client, prox, quantize
+from qupeD_jax import client, quantize, quantizers
 from qupeD_jax.checks import BadInput
 from qupeD_jax.types import Dataset
 from tests import toy
@@ -123,69 +123,9 @@ def on_kernel(value):
   return lambda variables: (value(variables["params"]["dense_1"]["kernel"]), {})
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_algorithm_1_descends_and_becomes_stationary(norm):
-  """On a full-batch quadratic with steps 1/L the objective never rises and G^2 averages to 0."""
-  value, smoothness, x = quadratic()
-  sharpness, pull = 2.0, 0.05
-  quantizer = quantize.learned_codebook(max_bits=1, norm=norm, sharpness=sharpness)
-
-  def objective(x, c):
-    soft = quantize.soft_quantize(x, c, sharpness)
-    return value(x) + value(soft) + pull * prox.regularizer(x, c, norm)
-
-  # Soft Q is Lipschitz with constant max(1, gap P / 4) <= 2 here and bends by at most gap P^2 / 10,
-  # so 12 L bounds the curvature of f(x) + f(Q(x)) in x; in c, where every entry moves a center, six
-  # times that.
-  rates = client.Rates(1 / (12 * smoothness), 1 / (72 * smoothness), pull)
-
-  @jax.jit
-  def step(state):
-    new, _ = client.proximal_step(
-      state,
-      on_kernel(value),
-      jnp.int32(0),
-      quantizer=quantizer,
-      optimizer=optax.identity(),
-      rates=rates,
-    )
-    old_x, new_x = (s.variables["params"]["dense_1"]["kernel"] for s in (state, new))
-    old_c, new_c = (s.codebooks["dense_1/kernel"] for s in (state, new))
-    mapping = jnp.sum(((new_x - old_x) / rates.weights) ** 2)
-    mapping += jnp.sum(((new_c - old_c) / rates.centers) ** 2)
-    return new, objective(new_x, new_c), mapping
-
-  state = personal(x, quantizer)
-  values, mappings = [], []
-  for _ in range(400):
-    state, current, mapping = step(state)
-    values.append(float(current))
-    mappings.append(float(mapping))
-  assert np.all(np.diff(values) <= 1e-6)
-  assert values[-1] < 0.9 * values[0]
-  averages = np.cumsum(mappings) / np.arange(1, 401)
-  # O(1/T): T times the running average stays bounded, here by twice its value after 100 steps.
-  assert averages[399] * 400 <= 2 * averages[99] * 100
-
-
-def test_full_precision_is_plain_gradient_descent():
-  value, _, x = quadratic()
-  for quantizer in (quantize.none(), quantize.learned_codebook(max_bits=1)):
-    state, _ = client.proximal_step(
-      personal(x, quantizer, bits=32),
-      on_kernel(value),
-      jnp.int32(0),
-      quantizer=quantizer,
-      optimizer=optax.identity(),
-      rates=client.Rates(0.1, 0.1, 1.0),
-    )
-    expected = x - 0.1 * jax.grad(value)(x)
-    np.testing.assert_allclose(state.variables["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
-
-
 def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
   value, _, x = quadratic()
-  quantizer = quantize.learned_codebook(max_bits=1)
+  quantizer = quantizers.learned_codebook(max_bits=1)
   start = personal(x, quantizer)
   frozen = quantizer._replace(update=lambda codebooks, *_: codebooks)
   state, _ = client.proximal_step(
@@ -205,7 +145,7 @@ def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
 def test_a_step_with_another_loss_at_the_quantised_point(share, bits):
   """Straight through or not; at full precision neither counts."""
   (f, _, x), (g, _, _) = quadratic(), quadratic(seed=1)
-  quantizer = quantize.learned_codebook(max_bits=1)
+  quantizer = quantizers.learned_codebook(max_bits=1)
   start = personal(x, quantizer, bits)
   after, value = client.proximal_step(
     start,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import client, engine, evaluate, quantize
+from qupeD_jax import client, engine, evaluate, quantizers
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
@@ -37,7 +37,7 @@ def runs(setting=None):
 
 def build(setting):
   lambda_p = 0.5 if setting is None else setting
-  quantizer = quantize.learned_codebook(max_bits=2)
+  quantizer = quantizers.learned_codebook(max_bits=2)
   return quped(SERVER, MODELS, quantizer, lambda_p=lambda_p, **STEPS)
 
 
@@ -116,7 +116,7 @@ def test_simulate_is_a_function_to_vmap_over_rates():
   key = jax.random.key(0)
 
   def final_loss(rate):
-    algorithm = local(MODELS, quantize.none(), rates=client.Rates(weights=rate), **STEPS)
+    algorithm = local(MODELS, quantizers.none(), rates=client.Rates(weights=rate), **STEPS)
     state = algorithm.init(key, DATA, groups)
     _, infos = engine.simulate(algorithm, key, state, DATA, groups, 10, 10)
     return jnp.mean(infos[0].loss[-1])

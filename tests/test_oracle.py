@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import losses, quantize
+from qupeD_jax import losses, quantize, quantizers
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
@@ -23,7 +23,7 @@ MODEL = toy.linear()
 STEPS = {"local_steps": oracle.STEPS, "batch_size": oracle.ROWS}
 PERSONAL = {"rates": oracle.RATES, **STEPS}  # of the algorithms by proximal steps
 BOTH = {"rate": oracle.ETA, "global_rate": oracle.GLOBAL_RATE, **STEPS}  # of x and w by gradients
-QUANTIZER = quantize.learned_codebook(max_bits=3)
+QUANTIZER = quantizers.learned_codebook(max_bits=3)
 
 
 def close(actual, expected):
@@ -109,7 +109,7 @@ def test_quped_beyond_the_paper(bits, options):
 
 @pytest.mark.parametrize(
   ("bits", "quantizer"),
-  [((1, 2), QUANTIZER), ((32, 2), QUANTIZER), ((32, 32), QUANTIZER), ((32, 32), quantize.none())],
+  [((1, 2), QUANTIZER), ((32, 2), QUANTIZER), ((32, 32), QUANTIZER), ((32, 32), quantizers.none())],
 )
 def test_qupel(bits, quantizer):
   algorithm = qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
@@ -195,8 +195,8 @@ def test_fml(p, q):
 
 @pytest.mark.parametrize("bits", [(1, 3), (32, 2)])
 def test_post_training_quantisation(bits):
-  quantizer = quantize.learned_codebook(max_bits=3, init=quantize.kmeans_centers)
-  alone = local((MODEL,), quantize.none(), **PERSONAL)
+  quantizer = quantizers.learned_codebook(max_bits=3, init=quantize.kmeans_centers)
+  alone = local((MODEL,), quantizers.none(), **PERSONAL)
   algorithm = with_post_training_quantisation(alone, quantizer)
   _, shown = oracle.train(algorithm, bits)
   trained, shipped = oracle.post_training(bits)

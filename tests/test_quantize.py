@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
 from qupeD_jax import codebook, quantize
-from qupeD_jax.checks import BadInput
 from tests import oracle
 
 finite = st.floats(-4, 4, width=32, allow_subnormal=False)
@@ -183,6 +182,39 @@ def test_kmeans_centers_hit_every_entry_where_there_are_enough_of_them():
   np.testing.assert_allclose(quantize.hard_quantize(x, centers), x, rtol=1e-6)
 
 
+def test_fixed_centers_are_even_whatever_the_tensor():
+  np.testing.assert_array_equal(quantize.fixed_centers(normal(0, 5), 2), [-1.0, 1.0])
+  padded = quantize.fixed_centers(normal(0, 5), 4, 8)
+  np.testing.assert_allclose(padded, pad([-1, -1 / 3, 1 / 3, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_centers", [2, 4, 8, 16])
+def test_scaled_centers_are_nearly_the_best_even_ones(num_centers):
+  """A search over scales finds none that is better by more than a hundredth."""
+  x = normal(5, 2000)
+  grid = np.linspace(-1, 1, num_centers)
+  centers = quantize.scaled_centers(x, num_centers)
+  np.testing.assert_allclose(centers, centers[-1] * grid, rtol=1e-5, atol=1e-6)
+  best = min(distortion(x, scale * grid) for scale in np.linspace(0.3, 5, 500))
+  assert distortion(x, centers) <= 1.01 * best
+  if num_centers == 2:
+    np.testing.assert_allclose(centers[-1], np.abs(x).mean(), rtol=1e-5)
+
+
+def test_scaled_centers_with_a_traced_number():
+  x, traced = normal(4, 60), jax.jit(quantize.scaled_centers, static_argnums=2)
+  for num_centers in (2, 4, 8):
+    plain = pad(quantize.scaled_centers(x, num_centers))
+    np.testing.assert_allclose(traced(x, jnp.int32(num_centers), 8), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_scaled_centers_of_zeros_keep_a_scale():
+  centers = np.asarray(quantize.scaled_centers(np.zeros(9, np.float32), 4, 8))
+  assert np.all(np.isfinite(centers[:4]))
+  assert centers[3] > 0
+  np.testing.assert_array_equal(centers[4:], np.inf)
+
+
 # --- whole models
 
 PARAMS = {
@@ -198,47 +230,6 @@ def test_only_inner_kernels_are_quantised():
   assert [path for path in flat if quantize.is_quantised(path)] == ["dense_1/kernel"]
 
 
-def test_learned_codebook_with_mixed_bits():
-  quantizer = quantize.learned_codebook(max_bits=3)
-  books = jax.vmap(lambda bits: quantizer.init(PARAMS, bits))(np.array([1, 2, 3, 32]))
-  centers = np.asarray(books["dense_1/kernel"])
-  assert centers.shape == (4, 8)
-  np.testing.assert_array_equal(np.isfinite(centers).sum(axis=1), [2, 4, 8, 0])
-  active = jax.vmap(quantize.is_active)(books)
-  np.testing.assert_array_equal(active, [1, 1, 1, 0])
-  projected = jax.vmap(lambda c: quantizer.project(PARAMS, c))(books)
-  kernels = np.asarray(projected["dense_1"]["kernel"])
-  for kernel, used in zip(kernels[:3], centers, strict=False):
-    assert set(kernel.ravel().tolist()) <= set(used[np.isfinite(used)].tolist())
-  np.testing.assert_array_equal(kernels[3], PARAMS["dense_1"]["kernel"])
-  np.testing.assert_array_equal(projected["stem"]["kernel"][0], PARAMS["stem"]["kernel"])
-
-
-@pytest.mark.parametrize("sharpness", [None, 5.0])
-def test_full_precision_passes_through_prox_and_update(sharpness):
-  quantizer = quantize.learned_codebook(max_bits=2, sharpness=sharpness)
-  books = quantizer.init(PARAMS, jnp.int32(32))
-  moved = quantizer.prox(PARAMS, books, 0.1)
-  jax.tree.map(np.testing.assert_array_equal, moved, PARAMS)
-  after = quantizer.update(books, PARAMS, PARAMS, 0.1, 0.1)
-  np.testing.assert_array_equal(after["dense_1/kernel"], np.full(4, np.inf))
-
-
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_update_is_a_gradient_step_followed_by_the_proximal_map(clip):
-  quantizer = quantize.learned_codebook(max_bits=1, clip=clip)
-  x, g = PARAMS["dense_1"]["kernel"], normal(9, 5, 5)
-  books = {"dense_1/kernel": jnp.array([-0.7, 0.8])}
-  grads = {"dense_1": {"kernel": g}}
-  after = quantizer.update(books, PARAMS, grads, 0.1, 0.01)["dense_1/kernel"]
-  low = x <= 0.05
-  slope = np.array([g[low].sum(), g[~low].sum()])
-  slope = slope if clip is None else np.clip(slope, -clip, clip)
-  sides = [np.sign(x[low] + 0.7).sum(), np.sign(x[~low] - 0.8).sum()]
-  expected = np.array([-0.7, 0.8]) - 0.1 * slope + 0.01 * np.array(sides)
-  np.testing.assert_allclose(after, np.sort(expected), rtol=1e-5, atol=1e-6)
-
-
 @given(hnp.arrays(np.float32, (6,), elements=finite), codebooks)
 def test_follow_keeps_every_entry_with_its_center(x, centers):
   assume(len(set(centers)) == len(centers))
@@ -248,19 +239,3 @@ def test_follow_keeps_every_entry_with_its_center(x, centers):
   owner = np.asarray(codebook.assign(x, before["a/kernel"]))
   moved = quantize.follow(hard, before, after)["a/kernel"]
   np.testing.assert_array_equal(moved, after["a/kernel"][owner])
-
-
-def test_none_does_nothing():
-  quantizer = quantize.none()
-  assert quantizer.init(PARAMS, 32) == {}
-  assert quantizer.project(PARAMS, {}) is PARAMS
-  assert quantizer.prox(PARAMS, {}, 0.1) is PARAMS
-  assert quantizer.update({}, PARAMS, PARAMS, 0.1, 0.1) == {}
-  jax.tree.map(np.testing.assert_array_equal, quantize.harden(PARAMS, {}), PARAMS)
-
-
-def test_bad_options_are_refused():
-  with pytest.raises(BadInput, match="max_bits 9: allowed is 1 to 8"):
-    quantize.learned_codebook(max_bits=9)
-  with pytest.raises(BadInput, match="sharpness 0: allowed is a finite number above 0"):
-    quantize.learned_codebook(sharpness=0)

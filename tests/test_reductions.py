@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import quantize, server
+from qupeD_jax import quantizers, server
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
@@ -56,7 +56,7 @@ def variables_of(state):
 
 def trained_alone(models=ONE_ARCHITECTURE, quantizer=None):
   """The clients' models after local training, at full precision unless a quantizer is given."""
-  algorithm = local(models, quantizer or quantize.none(), rates=RATES, **STEPS)
+  algorithm = local(models, quantizer or quantizers.none(), rates=RATES, **STEPS)
   return variables_of(train(algorithm, cohorts()))
 
 
@@ -83,7 +83,7 @@ def test_quped_without_distillation_is_local_training():
 
 def test_32_bits_of_a_codebook_equal_no_quantiser():
   with_codebook = train(make_quped(), with_bits(32))
-  without = train(quped(SERVER, MODELS, quantize.none(), rates=RATES, **STEPS), with_bits(32))
+  without = train(quped(SERVER, MODELS, quantizers.none(), rates=RATES, **STEPS), with_bits(32))
   chex.assert_trees_all_close(with_codebook.server, without.server, **TOLERANCE)
   for a, b in zip(with_codebook.clients, without.clients, strict=True):
     chex.assert_trees_all_close(a.variables, b.variables, **TOLERANCE)
@@ -164,7 +164,7 @@ def default_quped():
 @pytest.mark.parametrize("bits", [None, 32])
 def test_quped_and_qupel_untied_at_full_precision_are_local_training(bits):
   """With a quantizer whose clients all have 32 bits, and without one."""
-  quantizer = quantize.none() if bits is None else QUANTIZER
+  quantizer = quantizers.none() if bits is None else QUANTIZER
   tied_to_none = (
     quped(SERVER, ONE_ARCHITECTURE, quantizer, lambda_p=0.0, rates=RATES, **STEPS),
     qupel(SERVER, quantizer, penalty=0.0, rates=RATES, **STEPS),
@@ -252,7 +252,7 @@ def test_fml_whose_clients_do_not_listen_is_local_training(global_lambda_p):
 
 
 def test_post_training_quantisation_at_32_bits_changes_nothing():
-  algorithm = with_post_training_quantisation(make_local(quantize.none()), KMEANS)
+  algorithm = with_post_training_quantisation(make_local(quantizers.none()), KMEANS)
   groups = with_bits(32)
   shown = algorithm.personalize(KEY, train(algorithm, groups), DATA, groups)
   for before, after in zip(shown["unquantised"], shown["personal"], strict=True):

@@ -10,7 +10,7 @@ import optax
 
 from experiments.common.federation import Federation, of_server
 from experiments.common.options import Options
-from qupeD_jax import checks, client, quantize
+from qupeD_jax import checks, client, quantize, quantizers
 from qupeD_jax.algorithms.sampling import with_sampling
 from qupeD_jax.data import cohort
 from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
@@ -116,10 +116,10 @@ def widest_codebook(
   Where all clients are at full precision there is none, and nothing is computed for one.
   """
   if not is_quantised(variants):
-    return quantize.none()
+    return quantizers.none()
   bits = np.concatenate([variant.bits for variant in variants.values()])
   widest = int(bits[bits != FULL_PRECISION].max())
-  return quantize.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
+  return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
 
 
 def one_phase(options: Options, build: Callable) -> tuple[Phase, ...]:

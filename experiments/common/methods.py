@@ -26,7 +26,7 @@ from experiments.common.jobs import (
   widest_codebook,
 )
 from experiments.common.options import Options
-from qupeD_jax import client, quantize
+from qupeD_jax import client, quantize, quantizers
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
@@ -40,7 +40,7 @@ def local_training(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rates = personal_rates(options)
-    return local(federation.models, quantize.none(), rates=rates, **steps(options))
+    return local(federation.models, quantizers.none(), rates=rates, **steps(options))
 
   variants = full_precision("local", federation)
   return Job(options, federation, variants, one_phase(options, build))
@@ -92,7 +92,7 @@ def averaging_then_local(
   def build(options, trained):
     rates = client.Rates(decayed(options, options.fedavg_finetune_rate, last))
     alone = {"rates": rates, "start": trained.server, **steps(options)}
-    algorithm = local(federation.models, quantize.none(), **alone)
+    algorithm = local(federation.models, quantizers.none(), **alone)
     if not bits:
       return algorithm
     kmeans = widest_codebook(options, variants, quantize.kmeans_centers)

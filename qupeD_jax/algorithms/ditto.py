@@ -20,6 +20,7 @@ def ditto(
   global_rate: Array | float | Callable = 0.1,
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.by_size,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -39,6 +40,7 @@ def ditto(
     global_rate: eta3, of w, likewise.
     local_steps: tau, steps of a round; each takes one step of w and one of v, on the same batch.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean of the w_i.
     start: the first variables of w and all v_i; None draws them.
 
@@ -70,7 +72,7 @@ def ditto(
       return ({**personal, "params": near}, copy), loss
 
     first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
     return server.train_beside((train,) * len(cohorts), key, state, cohorts, weigh)
 
   def personalize(key, state, data, cohorts):

@@ -19,6 +19,7 @@ def fedavg(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.by_size,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -30,6 +31,7 @@ def fedavg(
     optimizer: of the clients, without its learning rate, started anew every round.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean: by their data, as in the paper, or `server.uniform`.
     start: the server's first variables; None draws them.
 
@@ -51,6 +53,7 @@ def fedavg(
     optimizer=optimizer,
     local_steps=local_steps,
     batch_size=batch_size,
+    augment=augment,
     weigh=weigh,
     start=start,
   )

@@ -20,6 +20,7 @@ def fedprox(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.by_size,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -27,7 +28,7 @@ def fedprox(
 
   Args:
     mu: weight of the proximal term, at least 0.
-    model, rate, optimizer, local_steps, batch_size, weigh, start: as in `fedavg`.
+    model, rate, optimizer, local_steps, batch_size, augment, weigh, start: as in `fedavg`.
 
   Returns:
     An Algorithm; scored is the server's model, as "global" and as "personal".
@@ -49,6 +50,7 @@ def fedprox(
     optimizer=optimizer,
     local_steps=local_steps,
     batch_size=batch_size,
+    augment=augment,
     weigh=weigh,
     start=start,
   )

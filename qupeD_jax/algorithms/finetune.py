@@ -2,7 +2,8 @@
 
 The last phase of QuPeD (Ozkara et al., NeurIPS 2021) and of local Algorithm 1. Every entry stays
 with its center, and a center's move takes its entries along: the model keeps the form it is shipped
-in. A client at 32 bits has nothing to freeze and goes on training all its parameters.
+in. Centers that no gradient teaches stay. A client at 32 bits has nothing to freeze and goes on
+training all its parameters.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def finetune(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
 ) -> Algorithm:
   """Builds the fine-tuning phase: each client alone, minimising (1 - p) f(Q) + p KD(Q, w), w fixed.
 
@@ -41,10 +43,11 @@ def finetune(
     temperature: T > 0.
     own_classes: distil over the classes that the client has training rows of.
     rate: step size of the exempt parameters, a number or a schedule of the local step.
-    centers_rate: step size of the centers, likewise.
+    centers_rate: step size of the centers, likewise, if the quantizer learns them.
     optimizer: over the exempt parameters, without its learning rate.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
 
   Returns:
     An Algorithm that scores as the one before it; "personal" and "unquantised" are now the same.
@@ -73,7 +76,10 @@ def finetune(
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
     direction, moments = optimizer.update(grads, moments, params)
     moved = tree.descend(params, direction, client.value_at(rate, step))
-    centers = quantizer.update(codebooks, params, grads, client.value_at(centers_rate, step), 0.0)
+    centers = codebooks
+    if quantizer.learned:
+      eta = client.value_at(centers_rate, step)
+      centers = quantizer.update(codebooks, params, grads, eta, 0.0)
     frozen = quantize.follow(params, codebooks, centers)
     params = quantize.freeze(moved, frozen, codebooks)
     return client.Personal({"params": params, "stats": stats}, centers, moments), value
@@ -91,7 +97,9 @@ def finetune(
         return train_exempt(personal, client.personal_loss(model, batch, *distilled), step)
 
       first_step = state.round * local_steps
-      train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+      train = client.local_round(
+        step_fn, data, first_step, local_steps, batch_size, augment=augment
+      )
       personal, loss = train(key, personal, rows)
       return personal, (), loss
 

@@ -24,6 +24,7 @@ def fml(
   global_rate: Array | float | Callable = 0.1,
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.by_size,
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -44,6 +45,7 @@ def fml(
     global_rate: eta3, likewise.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean of the w_i.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -87,7 +89,9 @@ def fml(
     first_step = state.round * local_steps
 
     trains = tuple(
-      client.local_round(client_step(model), data, first_step, local_steps, batch_size)
+      client.local_round(
+        client_step(model), data, first_step, local_steps, batch_size, augment=augment
+      )
       for model in client_models
     )
     return server.train_beside(trains, key, state, cohorts, weigh)

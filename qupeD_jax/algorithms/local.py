@@ -5,6 +5,8 @@ to Federated Learning", NeurIPS 2021, Algorithm 1. One client is the centralised
 start from FedAvg's model is FedAvg with local fine-tuning.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 
@@ -20,6 +22,7 @@ def local(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   straight_through: Array | float = 0.0,
   start: tuple[PyTree, ...] | None = None,
 ) -> Algorithm:
@@ -27,12 +30,15 @@ def local(
 
   Args:
     models: one per cohort.
-    quantizer: `quantize.learned_codebook()` for Algorithm 1, `quantize.none()` for full precision.
+    quantizer: `quantizers.learned_codebook()` for Algorithm 1, `quantizers.none()` for full
+      precision, or any other.
     rates: step sizes and the weight of R, numbers or schedules of the local step.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     local_steps: tau, steps of a round.
     batch_size: B.
-    straight_through: share in [0, 1] of x's gradient that is taken at Q_c(x); 0 is the paper's.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    straight_through: share in [0, 1] of x's gradient that is taken at Q_c(x), by a quantizer that
+      trains at both; 0 is the paper's.
     start: variables per cohort that its clients start from; None draws them.
 
   Returns:
@@ -62,7 +68,7 @@ def local(
         straight_through=straight_through,
       )
 
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
 
     def run(key, personal, rows):
       personal, loss = train(key, personal, rows)

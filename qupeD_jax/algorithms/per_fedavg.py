@@ -21,6 +21,7 @@ def per_fedavg(
   adapt_steps: int = 1,
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.by_size,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -39,6 +40,8 @@ def per_fedavg(
     adapt_steps: steps on training batches from w to a personal model; the paper takes one.
     local_steps: tau, steps of a round; each costs two gradients.
     batch_size: B, of each of the two batches.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew, those that adapt a model included;
+      None for none.
     weigh: cohort -> weights [K] of the mean of the w_i.
     start: the server's first variables; None draws them.
 
@@ -72,7 +75,7 @@ def per_fedavg(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     train = client.local_round(
-      step_fn, data, first_step, local_steps, batch_size, batches_per_step=2
+      step_fn, data, first_step, local_steps, batch_size, batches_per_step=2, augment=augment
     )
 
     def run(key, nothing, rows):
@@ -85,7 +88,7 @@ def per_fedavg(
 
   def personalize(key, state, data, cohorts):
     step = lambda variables, step, batch: adapt(variables, batch)
-    train = client.local_round(step, data, jnp.int32(0), adapt_steps, batch_size)
+    train = client.local_round(step, data, jnp.int32(0), adapt_steps, batch_size, augment=augment)
 
     def run(key, _, rows):
       personal, loss = train(key, state.server, rows)

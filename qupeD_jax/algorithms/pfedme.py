@@ -23,6 +23,7 @@ def pfedme(
   mixing: Array | float = 1.0,
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.uniform,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -46,6 +47,7 @@ def pfedme(
     mixing: beta, above 0; 1 is plain averaging.
     local_steps: tau, steps of a round; each costs K gradients.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper.
     start: the server's first variables; None draws them.
 
@@ -89,7 +91,7 @@ def pfedme(
 
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
 
     def run(key, _, rows):
       carry = state.server, state.server["params"]

@@ -16,7 +16,7 @@ def with_post_training_quantisation(algorithm: Algorithm, quantizer: Quantizer) 
   Args:
     algorithm: one whose personal models, one per client, are at full precision while they train.
     quantizer: its `init` makes the codebooks of each client's model, as its bits allow; such as
-      `quantize.learned_codebook(init=quantize.kmeans_centers)`.
+      `quantizers.learned_codebook(init=quantize.kmeans_centers)`.
 
   Returns:
     The same Algorithm, scored as "personal" (quantised), "unquantised" and whatever else it shows.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client, losses, quantize, server, tree
+from qupeD_jax import checks, client, losses, server, tree
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 
@@ -32,6 +32,7 @@ def quped(
   global_optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.uniform,
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -43,14 +44,17 @@ def quped(
 
   F(x, c, w) = (1 - p) (f(x) + f(Q_c(x))) + p (KD(x, w) + KD(Q_c(x), w)),
   KD(x, w) = T^2 KL(softmax(w/T) || softmax(x/T)). Terms in Q and c drop out where a client has 32
-  bits. The defaults are the paper's; what goes beyond it is off: a = 0, so that the global model
-  learns from the personal ones alone, one divergence and temperature for both directions,
-  distillation over all classes, x's gradient taken at x, a cold start.
+  bits. With a quantizer that trains at x alone, or at Q alone, the terms of the other drop out, so
+  that w learns from the one model that is trained. The defaults are the paper's; what goes beyond
+  it is off: a = 0, so that the global model learns from the personal ones alone, one divergence and
+  temperature for both directions, distillation over all classes, x's gradient taken at x, a cold
+  start.
 
   Args:
     server_model: the architecture of w.
     client_models: one per cohort, with the server's classes.
-    quantizer: `quantize.learned_codebook()`, or `quantize.none()` if every client has 32 bits.
+    quantizer: `quantizers.learned_codebook()`, `quantizers.none()` if every client has 32 bits, or
+      any other.
     lambda_p: p in [0, 1); 0 is local training.
     temperature: T > 0.
     rates: eta1, eta2 and lambda, numbers or schedules of the local step.
@@ -60,11 +64,13 @@ def quped(
       `losses.kl`, as in the paper, or `losses.reverse_kl`, in which x teaches w as w teaches x.
     global_temperature: T of w's loss, where it is another than x's.
     own_classes: distil over the classes that the client has training rows of.
-    straight_through: share in [0, 1] of x's data gradient that is taken at Q_c(x).
+    straight_through: share in [0, 1] of x's data gradient that is taken at Q_c(x), by a
+      quantizer that trains at both.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     global_optimizer: over a client's copy of w, likewise; started anew every round.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -108,7 +114,7 @@ def quped(
         rates=rates,
         straight_through=straight_through,
       )
-      targets = personal_logits(model, personal, batch)
+      targets = personal_logits(model, personal, step, batch)
       (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
       direction, moments = global_optimizer.update(grads, moments, copy["params"])
       rate = client.value_at(global_rate, step)
@@ -117,18 +123,15 @@ def quped(
 
     return step_fn
 
-  def personal_logits(model, personal, batch):
-    """Returns pairs (weight, logits) of what w learns from: x, and Q_c(x) where there is one."""
+  def personal_logits(model, personal, step, batch):
+    """Returns pairs (weight, logits) of what w learns from: the models that x is trained by."""
+    params, codebooks = personal.variables["params"], personal.codebooks
+    points = client.trained_points(params, codebooks, quantizer, step)
 
     def logits(params):
       return model.apply({**personal.variables, "params": params}, batch.x, True)[0]
 
-    params, codebooks = personal.variables["params"], personal.codebooks
-    pairs = [(1.0, logits(params))]
-    if codebooks:
-      quantised = quantizer.project(params, codebooks)
-      pairs.append((quantize.is_active(codebooks), logits(quantised)))
-    return jax.lax.stop_gradient(pairs)
+    return jax.lax.stop_gradient([(weight, logits(p)) for weight, p in points.values()])
 
   def global_loss(global_logits, targets, batch, classes):
     ours = losses.restrict(global_logits, classes)
@@ -148,7 +151,9 @@ def quped(
         held = (model, personal.variables, data, rows)
         classes = client.held_classes(*held) if own_classes else None
         step_fn = client_step(model, classes)
-        train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+        train = client.local_round(
+          step_fn, data, first_step, local_steps, batch_size, augment=augment
+        )
         carry = personal, (state.server, global_optimizer.init(state.server["params"]))
         (personal, (copy, _)), loss = train(key, carry, rows)
         return personal, copy, loss

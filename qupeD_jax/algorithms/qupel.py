@@ -24,6 +24,7 @@ def qupel(
   optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
   batch_size: int = 50,
+  augment: Callable | None = None,
   weigh: Callable = server.uniform,
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -36,17 +37,20 @@ def qupel(
   F(x, c, w) = f(x) + f(Q_c(x)) + penalty/2 ||Q_c(x) - w||^2, where a client at 32 bits has x in the
   place of Q_c(x), and f once. With penalty 0 it is local training. In the limit of hard
   quantisation Q_c(x) does not change with x, so that w reaches a quantised model through its
-  centers and its exempt tensors alone.
+  centers and its exempt tensors alone. A quantizer that trains at Q alone leaves out f(x); one that
+  trains at x alone leaves out f(Q_c(x)), and ties x to w.
 
   Args:
     model: the one architecture that all clients train.
-    quantizer: `quantize.learned_codebook()`, or `quantize.none()` if every client has 32 bits.
+    quantizer: `quantizers.learned_codebook()`, `quantizers.none()` if every client has 32 bits, or
+      any other.
     penalty: the paper's lambda_p, at least 0.
     rates: eta1, eta2 and lambda, numbers or schedules of the local step.
     global_rate: eta3, a number or a schedule of the local step.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     local_steps: tau, steps of a round.
     batch_size: B.
+    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
     start: variables that the server and all clients start from; None draws them.
 
@@ -84,17 +88,17 @@ def qupel(
     personal, copy = carry
     loss_fn = client.personal_loss(model, batch)
     codebooks = personal.codebooks
-    at_full_precision = 1.0 - quantize.is_active(codebooks) if codebooks else 1.0
+    has_q = quantize.is_active(codebooks) if codebooks and quantizer.at_q else 0.0
     personal, loss = client.proximal_step(
       personal,
-      tied(loss_fn, copy["params"], at_full_precision),
+      tied(loss_fn, copy["params"], 1.0 - has_q),
       step,
       quantizer=quantizer,
       optimizer=optimizer,
       rates=rates,
       quantised_loss_fn=tied(loss_fn, copy["params"], 1.0),
     )
-    projected = quantizer.project(personal.variables["params"], personal.codebooks)
+    projected = quantizer.project(personal.variables["params"], personal.codebooks, step)
     away = jax.tree.map(jnp.subtract, copy["params"], projected)
     pull = client.value_at(global_rate, step) * penalty
     copy = {
@@ -105,7 +109,7 @@ def qupel(
 
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size)
+    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
     return server.train_beside((train,) * len(cohorts), key, state, cohorts, weigh)
 
   def personalize(key, state, data, cohorts):
