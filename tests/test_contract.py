@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import client, losses, quantize, server
+from qupeD_jax import client, losses, quantize, quantizers, server
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
@@ -29,7 +29,7 @@ from tests import toy
 
 MODELS = (toy.mlp(5), toy.mlp(8))
 SERVER = MODELS[1]
-QUANTIZER = quantize.learned_codebook(max_bits=2)
+QUANTIZER = quantizers.learned_codebook(max_bits=2)
 RATES = client.Rates(0.1, 0.01, 0.01)
 STEPS = {"local_steps": 3, "batch_size": 4}
 KEY = jax.random.key(7)
@@ -40,7 +40,7 @@ BITS = {0: 1, 1: 2, 2: 32, 3: 2, 4: 1, 5: 2, 6: 32, 7: 1}
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 
-def cohorts(first=(0, 1, 2, 3), second=(4, 5, 6, 7), padding=0):
+def cohorts(first=(0, 1, 2, 3), second=(4, 5, 6, 7), padding=2):
   groups = (first, second)
   return tuple(toy.cohort(g, [BITS[i] for i in g], padding=padding) for g in groups)
 
@@ -73,11 +73,23 @@ BEYOND_THE_PAPER = {
   "own_classes": True,
   "straight_through": 0.5,
 }
-KMEANS = quantize.learned_codebook(max_bits=2, init=quantize.kmeans_centers)
+KMEANS = quantizers.learned_codebook(max_bits=2, init=quantize.kmeans_centers)
+PROXQUANT = quantizers.proxquant(max_bits=2)
+BINARY_RELAX = quantizers.binary_relax(max_bits=2, relaxation=lambda step: 1.0 + step)
+STE = quantizers.ste(max_bits=2, clip_weights=1.0)
+
+
+def make_rival_quantizers():
+  """Two at once: the cohorts know nothing of each other."""
+  pairs = zip(MODELS, (PROXQUANT, STE), strict=True)
+  return separate(tuple(local((model,), q, rates=RATES, **STEPS) for model, q in pairs))
+
+
 ALGORITHMS = {
   "local": make_local,
-  "local_full_precision": lambda: make_local(quantize.none()),
-  "posttraining": lambda: with_post_training_quantisation(make_local(quantize.none()), KMEANS),
+  "local_full_precision": lambda: make_local(quantizers.none()),
+  "local_rival_quantizers": make_rival_quantizers,
+  "posttraining": lambda: with_post_training_quantisation(make_local(quantizers.none()), KMEANS),
   "fedavg": lambda: fedavg(SERVER, **STEPS),
   "fedprox": lambda: fedprox(SERVER, mu=0.1, **STEPS),
   "ditto": lambda: ditto(SERVER, penalty=0.5, **STEPS),
@@ -87,7 +99,8 @@ ALGORITHMS = {
   "qupel": lambda: qupel(SERVER, QUANTIZER, rates=RATES, **STEPS),
   "quped": make_quped,
   "quped_beyond_the_paper": lambda: make_quped(**BEYOND_THE_PAPER),
-  "quped_full_precision": lambda: quped(SERVER, MODELS, quantize.none(), rates=RATES, **STEPS),
+  "quped_binary_relax": lambda: quped(SERVER, MODELS, BINARY_RELAX, rates=RATES, **STEPS),
+  "quped_full_precision": lambda: quped(SERVER, MODELS, quantizers.none(), rates=RATES, **STEPS),
   "finetune": make_finetune,
   "separate": lambda: separate(tuple(fedavg(model, **STEPS) for model in MODELS)),
 }
@@ -155,6 +168,15 @@ def test_the_same_key_gives_the_same_bits(name):
 
 
 @every_algorithm
+def test_what_stands_in_padding_rows_changes_nothing(name):
+  ours = cohorts()
+  theirs = tuple(jax.tree.map(np.copy, cohort) for cohort in ours)
+  for cohort in theirs:
+    cohort.index[:, 12:] = np.random.default_rng(0).integers(0, 96, (4, 2))
+  chex.assert_trees_all_equal(train(name, ours)[0], train(name, theirs)[0])
+
+
+@pytest.mark.parametrize("name", ["local", "quped"])
 def test_row_padding_changes_nothing(name):
   chex.assert_trees_all_equal(train(name, cohorts())[0], train(name, cohorts(padding=9))[0])
 
@@ -169,38 +191,33 @@ def test_client_order_changes_nothing(name):
 
 def pad_clients(cohort, count):
   """Adds slots without rows."""
-  pad = lambda leaf, value: np.concatenate([leaf, np.full((count, *leaf.shape[1:]), value)])
-  return Cohort(pad(cohort.index, 0), pad(cohort.size, 0), pad(cohort.client, -1),
-                pad(cohort.bits, 32))._replace()  # fmt: skip
+  pad = lambda leaf, value: np.pad(
+    leaf, [(0, count)] + [(0, 0)] * (leaf.ndim - 1), constant_values=value
+  )
+  return jax.tree.map(pad, cohort, Cohort(index=0, size=0, client=-1, bits=32))
 
 
 @every_algorithm
-def test_padding_clients_change_nothing(name):
-  ours = cohorts()
-  theirs = tuple(jax.tree.map(lambda a: a.astype(np.int32), pad_clients(c, 3)) for c in ours)
-  a, b = train(name, ours)[0], train(name, theirs)[0]
-  chex.assert_trees_all_close(a.server, b.server, **TOLERANCE)
-  assert_same_clients(ours, a.clients, theirs, b.clients, **TOLERANCE)
-
-
-@every_algorithm
-def test_sharding_the_clients_changes_nothing(name):
+def test_sharding_padding_clients_and_row_padding_change_nothing(name):
+  """All at once, to compile one program and not three."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("clients",))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   _, init, one_round = rounds_of(name)
-  groups = jax.device_put(cohorts(), split)
-  data = jax.device_put(DATA, whole)
-  state = init(KEY, data, groups)
+  ours = cohorts()
+  padded = tuple(pad_clients(cohort, 4) for cohort in cohorts(padding=9))
+  theirs, data = jax.device_put(padded, split), jax.device_put(DATA, whole)
+  state = init(KEY, data, theirs)
   state = state._replace(
     server=jax.device_put(state.server, whole), clients=jax.device_put(state.clients, split)
   )
   for r in range(3):
-    state, _ = one_round(jax.random.fold_in(KEY, r), state, data, groups)
+    state, _ = one_round(jax.random.fold_in(KEY, r), state, data, theirs)
   for leaf in jax.tree.leaves(state.clients):
     assert len(leaf.sharding.device_set) == 4
-  expected = train(name, cohorts())[0]
-  chex.assert_trees_all_close(jax.device_get(state), jax.device_get(expected), **TOLERANCE)
+  state, expected = jax.device_get(state), jax.device_get(train(name, ours)[0])
+  chex.assert_trees_all_close(state.server, expected.server, **TOLERANCE)
+  assert_same_clients(ours, expected.clients, padded, state.clients, **TOLERANCE)
 
 
 @every_algorithm
@@ -314,7 +331,9 @@ BY_RATE = {
   ),
 }
 SCHEDULED = BY_RATE | {
-  local: lambda rate: local((LINEAR,), QUANTIZER, rates=client.Rates(rate, rate), **STEPS)
+  local: lambda rate, **options: local(
+    (LINEAR,), QUANTIZER, rates=client.Rates(rate, rate), **STEPS, **options
+  )
 }
 PAIR_OF_CLIENTS = (toy.cohort(range(2), (1, 32)),)
 
@@ -332,6 +351,24 @@ def test_schedules_count_the_steps_of_all_rounds(make):
   before, after, last = (s.server if make is pfedme else s[:2] for s in states)
   chex.assert_trees_all_close(last, after, rtol=1e-6, atol=1e-6)
   assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+
+
+def finetune_by_rate(rate, **options):
+  trained = SCHEDULED[local](rate).init(KEY, DATA, PAIR_OF_CLIENTS)
+  return finetune((LINEAR,), QUANTIZER, trained, rate=rate, **STEPS, **options)
+
+
+AUGMENTED = SCHEDULED | {finetune: finetune_by_rate}
+
+
+@pytest.mark.parametrize("make", AUGMENTED, ids=lambda make: make.__name__)
+def test_every_batch_is_augmented(make):
+  """Traced, not run: a round augments at least one batch, as it is drawn."""
+  shapes = []
+  algorithm = AUGMENTED[make](0.1, augment=lambda key, x: shapes.append(x.shape) or x)
+  state = algorithm.init(KEY, DATA, PAIR_OF_CLIENTS)
+  jax.eval_shape(algorithm.round, KEY, state, DATA, PAIR_OF_CLIENTS)
+  assert set(shapes) == {(STEPS["batch_size"], *toy.IMAGE)}
 
 
 @pytest.mark.parametrize("make", BY_RATE, ids=lambda make: make.__name__)
