@@ -11,7 +11,6 @@ from experiments.common.comparison import Comparison
 
 DEFAULTS = Comparison(
   dataset="femnist",
-  tuned_on="cifar10",
   partition="natural",
   classes_per_client=(62,),
   models=("cnn1",),

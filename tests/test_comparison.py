@@ -21,7 +21,6 @@ SMALL = {
   "dataset": "digits", "models": ("mlp2",), "clients": 6, "rounds": 4, "finetune_rounds": 1,
   "local_steps": 1, "batch_size": 4, "seeds": 2, "eval_every": 4, "inner_steps": 2,
 }  # fmt: skip
-FROM_FILE = {"tuned_on": "digits"}
 OPTIONS = Options(**SMALL)
 NAMES = [entry.name for entry in comparison.ENTRIES]
 
@@ -35,7 +34,7 @@ def federation():
 def values(tmp_path):
   """A file with hyperparameters for every method."""
   path = tmp_path / "values.toml"
-  tuned.write(path, "digits", {name: {"weights_rate": 0.2} for name in NAMES})
+  tuned.write(path, "digits_mlp2", {name: {"weights_rate": 0.2} for name in NAMES})
   return str(path)
 
 
@@ -94,11 +93,11 @@ def test_all_that_is_compared_is_trained(federation):
     assert all(set(name.split()) & bits or "bit" not in name for name in rivals if bits)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10"])
-def test_the_file_has_hyperparameters_for_every_method(dataset):
+@pytest.mark.parametrize("group", ["cifar10_cnn1", "mnist_cnn1", "cifar10_cnn3"])
+def test_the_file_has_hyperparameters_for_every_method(group):
   values = tuned.read(tuned.FILE)
   for entry in comparison.ENTRIES:
-    found = tuned.of(values, dataset, entry.name)
+    found = tuned.of(values, group, entry.name)
     for name, tried in entry.grid.items():
       chosen = found.get(name, tuned.DEFAULTS[name])
       assert any(chosen == pytest.approx(value) for value in tried), (entry.name, name)
@@ -204,7 +203,7 @@ def test_the_search_takes_the_best_on_validation_rows_and_never_tests(tmp_path, 
     if row["round"] == options.rounds:
       last.setdefault(row["method"], []).append(row["accuracy"])
   assert len(last) == 8
-  values = tuned.read(folder / "tuned.toml")["digits"]
+  values = tuned.read(folder / "tuned.toml")["digits_mlp2"]
   for entry in comparison.chosen(options.only):
     scores = [np.mean(last[f"{entry.name} #{i}"]) for i in range(4)]
     winner = comparison.configurations(entry.grid)[int(np.argmax(scores))]
@@ -220,7 +219,7 @@ def test_a_configuration_that_diverges_is_left_out(tmp_path, monkeypatch, capsys
   monkeypatch.setattr(comparison, "ENTRIES", (entry,))
   folder = tuning.run("search", Tuning(**SMALL, out=str(tmp_path)))
   assert "left out: local #1" in " ".join(capsys.readouterr().out.split())
-  assert tuned.read(folder / "tuned.toml") == {"digits": {"local": {}}}  # 0.1 is the default
+  assert tuned.read(folder / "tuned.toml") == {"digits_mlp2": {"local": {}}}  # 0.1 is the default
   assert "diverged" in (folder / "tuning.md").read_text("utf-8").splitlines()[-1]
 
 
@@ -235,7 +234,7 @@ def test_an_unknown_method_is_refused():
 def test_a_table_for_every_number_of_classes(tmp_path, values):
   own = {"classes_per_client": (2, 3), "only": ("local", "QuPeD 32 bit"), "rounds": 1}
   own["finetune_rounds"] = 0
-  changes = SMALL | FROM_FILE | own
+  changes = SMALL | own
   options = Comparison(**changes, tuned=values, out=str(tmp_path))
   comparison.run("table", options)
   for count in (2, 3):
@@ -273,7 +272,7 @@ def untrained(monkeypatch):
 
 def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values, monkeypatch):
   def table(folder, only=(), parts=()):
-    own = SMALL | FROM_FILE | {"classes_per_client": (3,), "only": only, "parts": parts}
+    own = SMALL | {"classes_per_client": (3,), "only": only, "parts": parts}
     comparison.run("table", Comparison(**own, tuned=values, out=str(tmp_path / folder)))
     return tmp_path / folder
 
@@ -291,7 +290,7 @@ def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values,
 
 
 def test_parts_of_another_experiment_are_refused(untrained, tmp_path, values):
-  own = SMALL | FROM_FILE | {"classes_per_client": (3,), "only": ("local",)}
+  own = SMALL | {"classes_per_client": (3,), "only": ("local",)}
   first = Comparison(**own, tuned=values, out=str(tmp_path / "first"))
   comparison.run("table", first)
   other = {"out": str(tmp_path / "other"), "parts": (str(tmp_path / "first"),), "batch_size": 5}
@@ -300,7 +299,7 @@ def test_parts_of_another_experiment_are_refused(untrained, tmp_path, values):
 
 
 def options_of(experiment, folder, values, **changes):
-  own = SMALL | FROM_FILE | {"tuned": values, "out": str(folder)} | changes
+  own = SMALL | {"tuned": values, "out": str(folder)} | changes
   return dataclasses.replace(experiment.DEFAULTS, **own)
 
 

@@ -102,8 +102,9 @@ class Tuned(Federated):
 
   tuned: str | None = None
   """File with the hyperparameters, by data set and method; by default experiments/tuned.toml."""
-  tuned_on: str = "cifar10"
-  """Data set in that file whose hyperparameters are used."""
+  tuned_on: str | None = None
+  """Whose in that file are used: DATASET_MODEL. By default the data set's and the server's model's;
+  where there are none CIFAR-10's with that model, or else with CNN1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +132,20 @@ def run(name: str, options: Comparison) -> None:
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
   """Makes a job with the hyperparameters of a method in the file that the options name."""
   values = tuned.read(Path(options.tuned or tuned.FILE).expanduser())
-  found = tuned.of(values, options.tuned_on, method)
+  found = tuned.of(values, options.tuned_on or _nearest(values, options), method)
 
   def made(options: Federated, federation: Federation) -> Job:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
     return make(Options(**shared, **found), federation)
 
   return made
+
+
+def _nearest(values: tuned.Values, options: Tuned) -> str:
+  """Returns the key that comes nearest to what is trained."""
+  model = options.models[0]
+  keys = (tuned.key(dataset, model) for dataset in (options.dataset, "cifar10"))
+  return next((key for key in keys if key in values), tuned.key("cifar10", "cnn1"))
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:

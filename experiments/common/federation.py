@@ -27,6 +27,8 @@ class Federation(NamedTuple):
   models: tuple[Model, ...]  # one per group
   flops: tuple[int, ...]  # of one example's forward pass, one per group
   num_classes: int
+  mean: tuple[float, ...]  # of the pixels, per channel: what networks subtract
+  std: tuple[float, ...]  # and divide by
 
   @property
   def num_clients(self) -> int:
@@ -81,6 +83,7 @@ def load(
   num_clients = len(parts[0].train.offsets) - 1
   groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
   mean, std = sources.statistics(train)
+  std = options.input_std or std
   image_shape = train.x.shape[1:]
   make = functools.partial(
     make_model, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
@@ -90,9 +93,8 @@ def load(
   plain = {name: make(name, conv_form="lax") for name in networks}  # other forms pad with zeros
   flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
   in_order = lambda by_name: tuple(by_name[name] for name in options.models)
-  federation = Federation(
-    train, test, parts, groups, options.models, in_order(networks), in_order(flops), num_classes
-  )
+  architectures = groups, options.models, in_order(networks), in_order(flops)
+  federation = Federation(train, test, parts, *architectures, num_classes, mean, std)
   _check_batches(options, training(federation, np.full(num_clients, 32), groups))
   return federation
 

@@ -43,6 +43,8 @@ class Federated:
 
   models: tuple[str, ...] = ("mlp",)
   """Architectures; clients are dealt over them, the first is the server's."""
+  input_std: tuple[float, ...] = ()
+  """What the pixels of each channel are divided by; by default their standard deviation."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """What the networks compute with; parameters stay float32."""
   bits: Bits = (1, 2, 4, 32)

@@ -18,6 +18,7 @@ from experiments.common.progress import Bar
 from qupeD_jax import (
   account,
   checks,
+  client,
   engine,
   export,
   metrics,
@@ -26,7 +27,7 @@ from qupeD_jax import (
   report,
   tables,
 )
-from qupeD_jax.data import sources, splits
+from qupeD_jax.data import splits
 from qupeD_jax.types import FedState
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
@@ -239,19 +240,22 @@ def round_traffic(job: Job) -> int:
 
 def about_inputs(options: Options, federation: Federation) -> dict:
   """Returns what a shipped model needs to be made anew with `models.make`, and on what."""
-  mean, std = sources.statistics(federation.train)
   return {
     "dataset": options.dataset,
     "num_classes": federation.num_classes,
     "image_shape": federation.train.x.shape[1:],
-    "mean": mean,
-    "std": std,
+    "mean": federation.mean,
+    "std": federation.std,
   }
 
 
 def save_models(job: Job, state: FedState, folder: Path) -> None:
-  """Writes the quantised personal models of the first seed, one file per client."""
-  if not any(_codebooks(clients) for clients in state.clients):
+  """Writes the personal models of the first seed, one file per client.
+
+  At full precision they are large, and written only where there is but one client.
+  """
+  quantised = any(_codebooks(clients) for clients in state.clients)
+  if not quantised and (job.federation.num_clients > 1 or not _is_personal(state.clients[0])):
     return
   options, federation = job.options, job.federation
   inputs = about_inputs(options, federation)
@@ -305,6 +309,10 @@ class Snapshots:
 
 def _codebooks(clients) -> dict:
   return getattr(clients, "codebooks", {})
+
+
+def _is_personal(clients) -> bool:
+  return isinstance(clients, client.Personal)
 
 
 def summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:

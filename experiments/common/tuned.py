@@ -1,7 +1,7 @@
 """The file of tuned hyperparameters: read, looked up, written.
 
-TOML, a table per data set and method: [cifar10."QuPeD 2 bit"], then a line per hyperparameter.
-What a table does not name keeps its default in `options.Hyperparameters`.
+TOML, a table per data set, model and method, [cifar10_cnn1."QuPeD 2 bit"], then a line per
+hyperparameter. What a table does not name keeps its default in `options.Hyperparameters`.
 """
 
 import dataclasses
@@ -15,7 +15,16 @@ from qupeD_jax.checks import BadInput
 FILE = Path(__file__).parent.parent / "tuned.toml"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Hyperparameters)}
 
-Values = dict[str, dict[str, dict[str, float]]]  # data set -> method -> hyperparameter -> value
+Values = dict[str, dict[str, dict[str, float]]]  # key -> method -> hyperparameter -> value
+
+
+def key(dataset: str, model: str) -> str:
+  """Names a data set and the server's model.
+
+  >>> key("cifar10", "cnn1")
+  'cifar10_cnn1'
+  """
+  return f"{dataset}_{model}"
 
 
 def read(path: Path) -> Values:
@@ -30,10 +39,10 @@ def read(path: Path) -> Values:
     values = tomllib.loads(text)
   except tomllib.TOMLDecodeError as error:
     raise BadInput(f"{path}: not TOML ({error})") from error
-  for dataset, methods in values.items():
-    checks.require(isinstance(methods, dict), f"{path}: {dataset}", methods, "a table of methods")
+  for group, methods in values.items():
+    checks.require(isinstance(methods, dict), f"{path}: {group}", methods, "a table of methods")
     for method, changes in methods.items():
-      _check(f'{path}: [{dataset}."{method}"]', changes)
+      _check(f'{path}: [{group}."{method}"]', changes)
   return values
 
 
@@ -44,28 +53,27 @@ def _check(where: str, changes) -> None:
     checks.require(isinstance(value, int | float), f"{where} {name}", value, "a number")
 
 
-def of(values: Values, dataset: str, method: str) -> dict[str, float]:
-  """Looks up the hyperparameters of a method on a data set.
+def of(values: Values, group: str, method: str) -> dict[str, float]:
+  """Looks up the hyperparameters of a method under a key.
 
   Raises:
     BadInput: there are none.
   """
-  found = values.get(dataset, {}).get(method)
+  found = values.get(group, {}).get(method)
   if found is None:
-    name = dataset.replace("/", "_")
     raise BadInput(
-      f'--tuned-on {dataset}: no [{dataset}."{method}"] in the file of --tuned; '
-      f"make experiment NAME=tune_{name} chooses such values"
+      f'--tuned-on {group}: no [{group}."{method}"] in the file of --tuned; '
+      "make experiment NAME=tune_cifar10, and its like for other data sets, chooses such values"
     )
   return {name: float(value) for name, value in found.items()}
 
 
-def write(path: Path, dataset: str, methods: dict[str, dict[str, float]]) -> None:
-  """Writes the hyperparameters of a data set's methods, those that are not the default."""
+def write(path: Path, group: str, methods: dict[str, dict[str, float]]) -> None:
+  """Writes the hyperparameters of all methods under a key, those that are not the default."""
   lines = []
-  key = dataset if dataset.isidentifier() else f'"{dataset}"'
+  group = group if group.isidentifier() else f'"{group}"'
   for method, values in methods.items():
-    lines.append(f'[{key}."{method}"]')
+    lines.append(f'[{group}."{method}"]')
     lines += [f"{k} = {float(v):g}" for k, v in sorted(values.items()) if v != DEFAULTS[k]]
     lines.append("")
   files.write(path, "\n".join(lines).rstrip())

@@ -54,7 +54,7 @@ def run(name: str, options: Tuning) -> Path:
       winner = max(scores, key=lambda key, scores=scores: np.mean(scores[key]))
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
-      tuned.write(folder / "tuned.toml", options.dataset, best)
+      tuned.write(folder / "tuned.toml", tuned.key(options.dataset, options.models[0]), best)
       _write_table(folder / "tuning.md", tried, chosen)
   console.print(f"results in {folder}")
   return folder

@@ -1,0 +1,204 @@
+"""Algorithm 1 on one machine: one client that holds all rows, every quantiser, precisions and seeds
+side by side.
+
+A round is an epoch: `local_steps` is what an epoch takes. The schedules are those of the authors'
+recipe for 250 epochs, stretched to the rounds there are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import optax
+
+from experiments.common import study
+from experiments.common.federation import Federation
+from experiments.common.jobs import Job, frozen_last, full_precision, one_phase, precisions
+from experiments.common.options import Federated
+from qupeD_jax import checks, client, import_torch, quantizers
+from qupeD_jax.algorithms.finetune import finetune
+from qupeD_jax.algorithms.local import local
+from qupeD_jax.data import augment
+from qupeD_jax.types import PyTree, Quantizer
+
+EPOCHS = 250  # of the recipe; its schedules below are in these
+
+
+@dataclasses.dataclass(frozen=True)
+class Central(Federated):
+  """Options of an experiment on one machine."""
+
+  start: str | None = None
+  """Safetensors file of a network to start from, PyTorch's or ours; by default none."""
+  only: tuple[str, ...] = ()
+  """Quantisers to train with, by their names in the table; by default all."""
+  parts: tuple[str, ...] = ()
+  """Folders of finished runs with the same options; their methods are taken over, not trained."""
+
+  augment: bool = True
+  """Flip and crop the images."""
+  weights_rate: float = 0.1
+  """Step size of the weights; a tenth of it from 100 epochs of 250, a hundredth from 150."""
+  momentum: float = 0.9
+  """Of the weights' gradient descent."""
+  weight_decay: float = 1e-4
+  """Of all parameters."""
+  proximity: float = 1e-4
+  """Weight of the pull toward the centers at first; it grows by as much every epoch of 250."""
+  centers_rate: float = 1e-4
+  """Step size of the centers; a tenth of it from 80 epochs of 250, a hundredth from 140."""
+  centers_clip: float = 10.0
+  """Bound of every center's gradient."""
+  weights_clip: float = 1.0
+  """Bound of the quantised weights."""
+  sharpness: float = 200.0
+  """P of the soft quantisation, where it is one."""
+  relaxation: float = 1.0
+  """BinaryRelax's relaxation at first; it grows by 2 % every epoch of 250."""
+
+
+# What the table experiments have in common: the authors' scale.
+RECIPE = {
+  "clients": 1, "partition": "iid", "batch_size": 128, "validation": 0.02, "bits": (1, 2, 4),
+  "rounds": 250, "finetune_rounds": 50, "eval_every": 10,
+}  # fmt: skip
+CIFAR10 = RECIPE | {
+  "dataset": "cifar10", "local_steps": 382, "dtype": "bfloat16",
+  "input_std": (51.5865, 50.847, 51.255),  # the authors', of which their networks are
+}  # fmt: skip
+
+
+# --- schedules of the local step
+
+
+def _dropping(options: Central, value: float, *epochs: int) -> Callable:
+  """A value that falls to a tenth at each of these epochs of 250."""
+  at = {_steps(options) * epoch // EPOCHS: 0.1 for epoch in epochs}
+  return optax.piecewise_constant_schedule(value, at)
+
+
+def _steps(options: Central) -> int:
+  return options.rounds * options.local_steps
+
+
+def rates(options: Central) -> client.Rates:
+  """Returns the step sizes; what the pull is times the weights' rate grows without a jump."""
+  weights = _dropping(options, options.weights_rate, 100, 150)
+  last = options.proximity * EPOCHS
+  growing = optax.linear_schedule(options.proximity, last, _steps(options))
+  proximity = lambda step: growing(step) * options.weights_rate / weights(step)
+  return client.Rates(weights, _dropping(options, options.centers_rate, 80, 140), proximity)
+
+
+def _relaxation(options: Central) -> Callable:
+  return optax.exponential_decay(options.relaxation, _steps(options) / EPOCHS, 1.02)
+
+
+# --- quantisers: options, max_bits -> Quantizer
+
+
+def _algorithm_1(options: Central, max_bits: int, **changes) -> Quantizer:
+  clips = {"clip": options.centers_clip, "clip_weights": options.weights_clip}
+  return quantizers.learned_codebook(max_bits=max_bits, **clips, **changes)
+
+
+def _soft(options: Central, max_bits: int) -> Quantizer:
+  return _algorithm_1(options, max_bits, sharpness=options.sharpness)
+
+
+def _proxquant(options: Central, max_bits: int) -> Quantizer:
+  return quantizers.proxquant(max_bits=max_bits, clip_weights=options.weights_clip)
+
+
+def _binary_relax(options: Central, max_bits: int) -> Quantizer:
+  return quantizers.binary_relax(max_bits=max_bits, relaxation=_relaxation(options))
+
+
+def _ste(options: Central, max_bits: int) -> Quantizer:
+  return quantizers.ste(max_bits=max_bits, clip_weights=options.weights_clip)
+
+
+QUANTIZERS = {
+  "Algorithm 1": _algorithm_1,
+  "Algorithm 1 l2": partial(_algorithm_1, norm="l2"),
+  "Algorithm 1 soft": _soft,
+  "ProxQuant": _proxquant,
+  "BinaryRelax": _binary_relax,
+  "STE": _ste,
+}
+NAMES = ("full precision", *QUANTIZERS)
+
+
+# --- jobs
+
+
+def run(name: str, options: Central) -> Path:
+  """Trains by all quantisers; returns the results folder."""
+  for method in options.only:
+    checks.require(method in NAMES, "--only", repr(method), ", ".join(map(repr, NAMES)))
+  _check(options)
+  jobs = [partial(_job, method) for method in NAMES if method in (options.only or NAMES)]
+  return study.run(name, options, jobs, taken=options.parts)
+
+
+def _check(options: Central) -> None:
+  for name in ("weights_rate", "proximity", "centers_rate", "centers_clip", "weights_clip",
+               "sharpness"):  # fmt: skip
+    checks.positive(f"--{name.replace('_', '-')}", getattr(options, name))
+  checks.non_negative("--weight-decay", options.weight_decay)
+  checks.non_negative("--relaxation", options.relaxation)
+  checks.fraction("--momentum", options.momentum, closed=False)
+
+
+def _job(method: str, options: Central, federation: Federation) -> Job:
+  if method == "full precision":
+    variants = full_precision(method, federation)
+    build = _training(federation, quantizers.none())
+    return Job(options, federation, variants, one_phase(options, build))
+  variants = precisions(method, options, federation, options.bits, mixed=False)
+  quantizer = QUANTIZERS[method](options, max(options.bits))
+  phases = frozen_last(
+    options, variants, _training(federation, quantizer), _finetuning(federation, quantizer)
+  )
+  return Job(options, federation, variants, phases)
+
+
+def _training(federation: Federation, quantizer: Quantizer) -> Callable:
+  def build(options, _):
+    return local(
+      federation.models,
+      quantizer,
+      rates=rates(options),
+      start=_start(options, federation),
+      **_work(options, federation),
+    )
+
+  return build
+
+
+def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
+  """The last epochs: weights on their centers, all rates at their lowest."""
+
+  def build(options, trained):
+    last = {"rate": options.weights_rate / 100, "centers_rate": options.centers_rate / 100}
+    return finetune(federation.models, quantizer, trained, **last, **_work(options, federation))
+
+  return build
+
+
+def _work(options: Central, federation: Federation) -> dict:
+  decay = optax.add_decayed_weights(options.weight_decay)
+  return {
+    "optimizer": optax.chain(decay, optax.trace(options.momentum)),
+    "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
+    "local_steps": options.local_steps,
+    "batch_size": options.batch_size,
+  }
+
+
+def _start(options: Central, federation: Federation) -> tuple[PyTree, ...] | None:
+  if options.start is None:
+    return None
+  shapes = federation.num_classes, federation.train.x.shape[1:]
+  return tuple(import_torch.read_variables(options.start, n, *shapes) for n in federation.names)
