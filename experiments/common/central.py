@@ -14,9 +14,9 @@ import optax
 
 from experiments.common import study
 from experiments.common.federation import Federation
-from experiments.common.jobs import Job, frozen_last, full_precision, one_phase, precisions
+from experiments.common.jobs import Job, Phase, frozen_last, full_precision, one_phase, precisions
 from experiments.common.options import Federated
-from qupeD_jax import checks, client, import_torch, quantizers
+from qupeD_jax import checks, client, import_torch, quantizers, stationarity
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.data import augment
@@ -56,6 +56,8 @@ class Central(Federated):
   """P of the soft quantisation, where it is one."""
   relaxation: float = 1.0
   """BinaryRelax's relaxation at first; it grows by 2 % every epoch of 250."""
+  measured_rows: int = 1000
+  """Training rows on which the squared gradient mapping is measured; 0 for no measurement."""
 
 
 # What the table experiments have in common: the authors' scale.
@@ -63,10 +65,7 @@ RECIPE = {
   "clients": 1, "partition": "iid", "batch_size": 128, "validation": 0.02, "bits": (1, 2, 4),
   "rounds": 250, "finetune_rounds": 50, "eval_every": 10,
 }  # fmt: skip
-CIFAR10 = RECIPE | {
-  "dataset": "cifar10", "local_steps": 382, "dtype": "bfloat16",
-  "input_std": (51.5865, 50.847, 51.255),  # the authors', of which their networks are
-}  # fmt: skip
+CIFAR10 = RECIPE | {"dataset": "cifar10", "local_steps": 382, "dtype": "bfloat16"}
 
 
 # --- schedules of the local step
@@ -138,8 +137,16 @@ def run(name: str, options: Central) -> Path:
   for method in options.only:
     checks.require(method in NAMES, "--only", repr(method), ", ".join(map(repr, NAMES)))
   _check(options)
-  jobs = [partial(_job, method) for method in NAMES if method in (options.only or NAMES)]
-  return study.run(name, options, jobs, taken=options.parts)
+  chosen = [method for method in NAMES if method in (options.only or NAMES)]
+  jobs = [partial(_job, method) for method in chosen]
+  pictured = _pictured(chosen, options.bits)
+  return study.run(name, options, jobs, taken=options.parts, pictured=pictured)
+
+
+def _pictured(chosen: list[str], bits: tuple[int, ...]) -> str | None:
+  """Names the method whose weights and centers are drawn: of 2 bits, if there are any."""
+  quantised = [method for method in chosen if method in QUANTIZERS]
+  return f"{quantised[0]} {2 if 2 in bits else bits[0]} bit" if quantised else None
 
 
 def _check(options: Central) -> None:
@@ -149,19 +156,45 @@ def _check(options: Central) -> None:
   checks.non_negative("--weight-decay", options.weight_decay)
   checks.non_negative("--relaxation", options.relaxation)
   checks.fraction("--momentum", options.momentum, closed=False)
+  checks.at_least("--measured-rows", options.measured_rows, 0)
 
 
 def _job(method: str, options: Central, federation: Federation) -> Job:
   if method == "full precision":
-    variants = full_precision(method, federation)
-    build = _training(federation, quantizers.none())
-    return Job(options, federation, variants, one_phase(options, build))
+    variants, quantizer = full_precision(method, federation), quantizers.none()
+    phases = one_phase(options, _training(federation, quantizer))
+    return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
   variants = precisions(method, options, federation, options.bits, mixed=False)
   quantizer = QUANTIZERS[method](options, max(options.bits))
   phases = frozen_last(
     options, variants, _training(federation, quantizer), _finetuning(federation, quantizer)
   )
-  return Job(options, federation, variants, phases)
+  return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
+
+
+def _measured(
+  phases: tuple[Phase, ...], options: Central, federation: Federation, quantizer: Quantizer
+) -> tuple[Phase, ...]:
+  """Has the squared gradient mapping measured along training.
+
+  Not along fine-tuning: frozen weights minimise nothing, and what is left is another objective.
+  """
+  if not options.measured_rows:
+    return phases
+
+  def mapping(options, state, data, cohorts):
+    measure = stationarity.of_clients(
+      federation.models,
+      quantizer,
+      rates=rates(options),
+      local_steps=options.local_steps,
+      num_rows=options.measured_rows,
+      optimizer=_decay(options),
+    )
+    return measure(state, data, cohorts)
+
+  first, *rest = phases
+  return first._replace(measures={"gradient_mapping": mapping}), *rest
 
 
 def _training(federation: Federation, quantizer: Quantizer) -> Callable:
@@ -188,13 +221,16 @@ def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
 
 
 def _work(options: Central, federation: Federation) -> dict:
-  decay = optax.add_decayed_weights(options.weight_decay)
   return {
-    "optimizer": optax.chain(decay, optax.trace(options.momentum)),
+    "optimizer": optax.chain(_decay(options), optax.trace(options.momentum)),
     "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
     "local_steps": options.local_steps,
     "batch_size": options.batch_size,
   }
+
+
+def _decay(options: Central) -> optax.GradientTransformation:
+  return optax.add_decayed_weights(options.weight_decay)
 
 
 def _start(options: Central, federation: Federation) -> tuple[PyTree, ...] | None:
