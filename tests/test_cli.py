@@ -291,3 +291,18 @@ def test_a_foreign_data_dir_is_told_what_to_run(refusal, tmp_path):
 def test_an_out_with_a_file_in_the_way_is_refused(refusal, obstacle, inside):
   line = refusal("quickstart", "--out", str(obstacle / inside))
   assert line.startswith(f"--out {obstacle / inside}: allowed is a folder")
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+  code = "from experiments.common import cli; cli.keep_compiled(); import jax; "
+  code += "print(jax.jit(lambda x: 2 * x)(21))"
+  environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+  environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+  folder, kept = tmp_path / "qupeD_jax", []
+  for _ in range(2):
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout.split() == [b"42"]
+    kept.append(sorted((p.name, p.stat().st_ctime_ns) for p in folder.glob("*-cache")))
+  assert kept[0]
+  assert kept[0] == kept[1]

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     print(listing())
     return 0
   name, *rest = arguments
+  keep_compiled()
   try:
     require_name(name)
     # Imported only now: a typo must not wait for jax.
@@ -52,6 +54,21 @@ def main(arguments: Sequence[str]) -> int:
     print(stopped)
     return UNFINISHED
   return 0
+
+
+def keep_compiled() -> None:
+  """Lets jax keep compiled programs between starts, in the user's cache folder.
+
+  Variables of jax's own that are set already win; it reads them when it is first imported.
+  """
+  caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  settings = {
+    "JAX_COMPILATION_CACHE_DIR": str(caches / "qupeD_jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+  for name, value in settings.items():
+    os.environ.setdefault(name, value)
 
 
 def require_name(name: str) -> None:
