@@ -43,6 +43,7 @@ class Report(NamedTuple):
   loss: np.ndarray  # [R, r] float32, mean over the clients that took part
   seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
+  measures: dict[str, np.ndarray]  # likewise, of what else was measured
 
 
 class Result(NamedTuple):
@@ -98,6 +99,7 @@ def run(
   rounds: int,
   every: int,
   scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
+  measure: Callable | None = None,
   callback: Callable[[Report], None] = lambda report: None,
   state: FedState | None = None,
 ) -> Result:
@@ -113,6 +115,8 @@ def run(
     rounds: how many rounds each run has had in the end.
     every: rounds of a chunk.
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
+    measure: (setting, state, data, cohorts) of one run -> {name: per cohort [K]}, taken after each
+      chunk, one run after the other, so that it may look at many rows at once; None for nothing.
     callback: called on the host after each chunk.
     state: to go on from, leaves [R, ...]; its memory is taken over.
 
@@ -133,6 +137,7 @@ def run(
   chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
   train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
   score = None if scored is None else _compile_score(build, runs, state, data, scored)
+  take = None if measure is None else _compile_measure(measure, runs, state, data)
   compile_seconds, train_seconds = time.perf_counter() - start, 0.0
 
   done = int(np.min(state.round))
@@ -145,7 +150,8 @@ def run(
     numbers = done + 1 + np.arange(length)
     _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
     scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
-    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores))
+    measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
+    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores, measures))
     done += length
   return Result(state, compile_seconds, train_seconds)
 
@@ -220,6 +226,14 @@ def _compile_score(build, runs, state, data, scored):
   over_runs = jax.vmap(score, (0, 0, None, None, 0))
   fn = lambda runs, state, data, scored: over_runs(runs, state, data, *scored)
   return _compile(fn, runs, state, data, scored)
+
+
+def _compile_measure(measure, runs, state, data):
+  def over_runs(runs, state, data):
+    of_run = lambda one: measure(one[0].setting, one[1], data, one[0].cohorts)
+    return jax.lax.map(of_run, (runs, state))
+
+  return _compile(over_runs, runs, state, data)
 
 
 def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:

@@ -1,7 +1,9 @@
 """The results folder: what an experiment was asked, what it measured, and what came of it.
 
   config.json      the options, the versions that ran, and when
-  metrics.jsonl    one line per method, seed and round, written as they come
+  metrics.jsonl    one line per method, seed and round, written as they come; what an evaluation
+                   finds, accuracies and in some experiments the squared gradient mapping, is null
+                   in rounds without one
   summary.json     per method: accuracies, bytes, FLOPs, seconds
   table.md         the summary for people
   accuracies.json  per method: the seeds, [S], and the test accuracy of each client's shipped model

@@ -22,6 +22,7 @@ from qupeD_jax.checks import BadInput, require
 PAGE, LATEX = "report.html", "table.tex"
 
 _CAPTIONS = {
+  "centers": "Centers over the rounds, tensor by tensor",
   "clients": "Who holds what: examples of each class at every client",
   "curves": "Learning curves",
   "weights": "Weights gathering at their centers",
@@ -143,6 +144,7 @@ def html_page(results: Results) -> str:
     _section("Results", _summary_table(results.summary)),
     _section("Comparisons", *_comparisons(results)),
     _section("Learning curves", _curves(results)),
+    *_stationarity(results),
     _section("Gains over local training", _gains(results)),
     _section("Accuracy and size", _pareto(results)),
     *_other_pictures(results),
@@ -285,6 +287,14 @@ def _has_curves(results: Results) -> bool:
   return any(row.get("accuracy") is not None for row in results.rows or [])
 
 
+def _stationarity(results: Results) -> list[str]:
+  """Shows the squared gradient mapping where it was measured."""
+  if not report.has_stationarity(results.rows or []):
+    return []
+  caption = "Squared gradient mapping: geometric mean over seeds, in a band of one deviation"
+  return [_section("Stationarity", _figure(report.draw_stationarity(results.rows), caption))]
+
+
 def _gains(results: Results) -> str:
   if not _has_gains(results):
     return _note(
@@ -324,6 +334,7 @@ def _other_pictures(results: Results) -> list[str]:
   drawn = {"pareto.png"}
   drawn |= {"curves.png"} if _has_curves(results) else set()
   drawn |= {"gains.png"} if _has_gains(results) else set()
+  drawn |= {"stationarity.png"} if report.has_stationarity(results.rows or []) else set()
   return [
     _section(_caption(Path(name).stem), _image("image/png", picture, _caption(Path(name).stem)))
     for name, picture in results.pictures.items()

@@ -253,7 +253,8 @@ def test_a_table_for_every_number_of_classes(tmp_path, values):
 def untrained(monkeypatch):
   """Lets studies go through all but the training: methods score at random."""
 
-  def run_job(job, folder, bar):
+  def run_job(job, folder, bar, saves, sitter):
+    del saves, sitter
     seeds, clients = job.options.seeds, job.federation.num_clients
     rng = np.random.default_rng(len(job.variants))
     entries, accuracies = {}, {}

@@ -70,6 +70,20 @@ def test_all_chunks_run_one_program():
   assert chunks[-1].scores["personal"].shape == (SEEDS, 4)
 
 
+def test_measures_are_taken_of_every_run_after_each_chunk():
+  def measure(setting, state, data, cohorts):
+    del data
+    return {"sum": tuple(setting * state.round + 10.0 * cohort.client for cohort in cohorts)}
+
+  chunks, settings = [], jnp.array([0.0, 0.5])
+  engine.run(
+    build, runs(settings), DATA, rounds=3, every=2, measure=measure, callback=chunks.append
+  )
+  expected = 10.0 * np.arange(4)
+  for chunk, rounds in zip(chunks, (2, 3), strict=True):
+    np.testing.assert_allclose(chunk.measures["sum"], [expected, expected + 0.5 * rounds])
+
+
 @functools.cache
 def five_rounds():
   return jax.device_get(engine.run(build, runs(), DATA, rounds=5, every=5).state)

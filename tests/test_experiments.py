@@ -71,7 +71,7 @@ def rebuilt(config):
 def test_the_folder_holds_what_was_promised(results):
   names = {path.name for path in results.iterdir()}
   files = {"config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md"}
-  pictures = {"curves.png", "clients.png", "weights.png"}
+  pictures = {"curves.png", "clients.png", "weights.png", "centers.png"}
   assert names == files | pictures | {"models"}
   for name in pictures:
     assert (results / name).read_bytes().startswith(b"\x89PNG")

@@ -278,3 +278,16 @@ def test_families_are_what_precedes_the_precision():
     ("Ditto 4 bit", "Ditto 4 bit"),
   ]  # fmt: skip
   assert page.point("FedAvg", entry, names)[2:] == (10, 0.5, 0.1)
+
+
+def test_the_gradient_mapping_is_drawn_where_it_was_measured(tmp_path):
+  folder = results(tmp_path)
+  row = {"method": NAMES[0], "seed": 3, "round": 4, "loss": 1.0, "gradient_mapping": 0.5}
+  metrics.append_metrics(folder, [row])
+  for name in ("stationarity.png", "centers.png"):
+    (folder / name).write_bytes(PNG)
+  page.write_page(folder)
+  shown = Reader((folder / "report.html").read_text("utf-8"))
+  assert shown.headings[4] == "Stationarity"
+  assert shown.headings.count("Stationarity") == 1
+  assert "Centers over the rounds, tensor by tensor" in shown.headings

@@ -202,6 +202,83 @@ def test_nothing_to_draw_is_refused(empty):
     report.draw_weights(empty, "")
 
 
+def centers(num_tensors, num_rounds=25, m=4):
+  """Returns rounds and centers [R, m + 1] of tensors named as ResNet's, the last slot unused."""
+  rounds = np.arange(10, 10 * num_rounds + 1, 10)
+  moving = np.linspace(-1, 1, m) * np.exp(-rounds / 200)[:, None]
+  slots = np.append(moving, np.full((num_rounds, 1), np.inf), axis=1)
+  names = [f"stage_{k // 6 + 1}_block_{k // 2 % 3}/conv_{k % 2 + 1}" for k in range(num_tensors)]
+  return rounds, {f"{name}/kernel": slots / (k + 1) for k, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("num_tensors", [1, 5, 18])
+def test_each_tensor_has_a_panel_with_a_line_for_each_center(num_tensors):
+  rounds, by_tensor = centers(num_tensors)
+  figure = report.draw_centers(rounds, by_tensor, "Algorithm 1 2 bit, client 0")
+  assert len(figure.axes) == num_tensors
+  assert figure.get_suptitle() == "Algorithm 1 2 bit, client 0"
+  for axes, (name, values) in zip(figure.axes, by_tensor.items(), strict=True):
+    assert f"{axes.get_title(loc='left')}/kernel" == name
+    drawn = np.transpose([line.get_ydata() for line in axes.get_lines()])
+    np.testing.assert_allclose(drawn, values[:, :4])
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), rounds)
+    assert len({tuple(line.get_color()) for line in axes.get_lines()}) == 4
+
+
+def test_centers_of_one_round_are_visible():
+  (axes,) = report.draw_centers(*centers(1, num_rounds=1), "").axes
+  assert {line.get_marker() for line in axes.get_lines()} == {"o"}
+
+
+def test_every_column_of_panels_has_its_rounds_below():
+  figure = report.draw_centers(*centers(5), "")
+  figure.draw_without_rendering()
+  with_rounds = [axes.xaxis.get_major_ticks()[1].label1.get_visible() for axes in figure.axes]
+  assert with_rounds == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+  ("by_tensor", "line"), [({}, "at least one"), ({"a": np.ones(3)}, "a: centers of shape")]
+)
+def test_centers_that_show_nothing_are_refused(by_tensor, line):
+  with pytest.raises(BadInput, match=line):
+    report.draw_centers([1, 2, 3], by_tensor, "")
+
+
+def measured(methods, seeds=3, every=5):
+  """Returns rows whose gradient mapping falls; seeds differ by a factor of 10."""
+  return [
+    row | {"gradient_mapping": 10.0 ** (row["seed"] - row["round"] / 5 + k)}
+    if row["round"] % every == 0
+    else row | {"gradient_mapping": None}
+    for k, method in enumerate(methods)
+    for row in rows([method], seeds)
+  ]
+
+
+def test_the_gradient_mapping_is_a_geometric_mean_on_a_logarithmic_axis():
+  figure = report.draw_stationarity(measured(METHODS[:2]))
+  (axes,) = figure.axes
+  assert axes.get_yscale() == "log"
+  first = axes.get_lines()[0]
+  np.testing.assert_array_equal(first.get_xdata(), [5, 10, 15, 20])
+  np.testing.assert_allclose(first.get_ydata(), [1, 0.1, 0.01, 0.001])
+  low, high = np.sort(axes.collections[0].get_paths()[0].vertices[:, 1])[[0, -1]]
+  np.testing.assert_allclose([low, high], [1e-4, 10])
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == [METHODS[1], METHODS[0]]
+
+
+def test_what_was_not_measured_or_is_zero_is_left_out():
+  assert not report.has_stationarity(rows())
+  with pytest.raises(BadInput, match="no row has a gradient mapping"):
+    report.draw_stationarity(rows())
+  zero = {"method": METHODS[0], "seed": 0, "round": 25, "gradient_mapping": 0.0}
+  assert not report.has_stationarity([zero])
+  (axes,) = report.draw_stationarity([*measured(METHODS[:1]), zero]).axes
+  np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), [5, 10, 15, 20])
+
+
 def accuracies(methods, num_clients=20, seeds=3):
   """Returns accuracies in which later methods gain more, and clients differ."""
   rng = np.random.default_rng(0)
@@ -333,6 +410,8 @@ def test_dollars_in_names_are_no_formulas():
     report.draw_pareto([(name, name, 10, 0.5, 0.1) for name in names]),
     report.draw_curves(rows(names)),
     report.draw_weights(snapshots(2), names[1]),
+    report.draw_centers([1, 2], {names[1]: np.ones((2, 2))}, names[1]),
+    report.draw_stationarity(measured(names)),
   ]
   for figure in figures:
     assert report.svg(figure).rstrip().endswith("</svg>")
@@ -351,6 +430,11 @@ FIGURES = {
   "50 clients": lambda: report.draw_clients(holdings(50, 10), ["automobile"] * 10),
   "100 clients": lambda: report.draw_clients(holdings(100, 62)),
   "weights": lambda: report.draw_weights(snapshots(4), "dense_1/kernel, 2 bits"),
+  "centers of 1": lambda: report.draw_centers(*centers(1), "QuPeD 2 bit, client 0"),
+  "centers of 6": lambda: report.draw_centers(*centers(6), "Algorithm 1 2 bit, client 0"),
+  "centers of 18": lambda: report.draw_centers(*centers(18), "Algorithm 1 2 bit, client 0"),
+  "stationarity of 2": lambda: report.draw_stationarity(measured(METHODS[:2])),
+  "stationarity of 12": lambda: report.draw_stationarity(measured(METHODS)),
   "gains of 1": lambda: report.draw_gains(accuracies(["local", "a"], 5)),
   "gains of 19": lambda: report.draw_gains(
     accuracies(["local", *(f"FedAvg + fine-tuning {k} bit" for k in range(19))], 100)
@@ -370,10 +454,12 @@ def test_pictures_are_written_and_settings_left_alone(tmp_path):
   report.curves(rows(METHODS[:2]), tmp_path / "curves.png")
   report.clients(holdings(5, 3), tmp_path / "clients.png")
   report.weights(snapshots(2), tmp_path / "weights.png", "a tensor")
+  report.centers(*centers(18), tmp_path / "centers.png", "a model")
+  report.stationarity(measured(METHODS[:2]), tmp_path / "stationarity.png")
   report.gains(accuracies(METHODS[:3]), METHODS[0], tmp_path / "gains.png")
   report.pareto(points(), tmp_path / "pareto.png")
   assert all(is_png(path) for path in tmp_path.iterdir())
-  assert len(list(tmp_path.iterdir())) == 5
+  assert len(list(tmp_path.iterdir())) == 7
   assert dict(mpl.rcParams) == before
 
 

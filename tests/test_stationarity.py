@@ -7,9 +7,12 @@ import optax
 import pytest
 
 from qupeD_jax import client, prox, quantize, quantizers, stationarity
+from qupeD_jax.algorithms.local import local
+from tests import toy
 from tests.test_client import on_kernel, personal, quadratic
 
 STEP = jnp.int32(0)
+QUANTIZER = quantizers.learned_codebook(max_bits=2, sharpness=3.0)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -74,6 +77,53 @@ def test_it_counts_the_steps_of_x_and_of_the_centers(sharpness):
     state._replace(moments="none"), on_kernel(value), STEP, **options
   )
   np.testing.assert_allclose(mapping, expected, rtol=1e-4)
+
+
+def test_centers_that_no_step_size_moves_do_not_count():
+  """BinaryRelax's are the means of their entries, however small the rate."""
+  value, _, x = quadratic()
+  quantizer = quantizers.binary_relax(max_bits=1, relaxation=1.0)
+  state = personal(x, quantizer)
+  mappings = [
+    stationarity.gradient_mapping(
+      state, on_kernel(value), STEP, quantizer=quantizer, rates=client.Rates(0.01, rate, 1.0)
+    )
+    for rate in (1e-6, 1.0)
+  ]
+  assert mappings[0] == mappings[1]
+
+
+def test_weight_decay_counts():
+  value, _, x = quadratic()
+  decay = optax.add_decayed_weights(0.5)
+  mapping = stationarity.gradient_mapping(
+    personal(x, quantizers.none()),
+    on_kernel(value),
+    STEP,
+    quantizer=quantizers.none(),
+    rates=client.Rates(0.01),
+    optimizer=decay,
+  )
+  np.testing.assert_allclose(mapping, jnp.sum((jax.grad(value)(x) + 0.5 * x) ** 2), rtol=1e-4)
+
+
+def test_clients_are_measured_on_their_first_rows_at_the_rates_of_the_next_step():
+  """Client by client; of the last client, which has fewer rows, padding does not count."""
+  model, data = toy.linear(), jax.tree.map(jnp.asarray, toy.dataset())
+  cohort = toy.cohort((0, 1, 2), (2, 32, 1))._replace(size=np.int32([12, 12, 4]))
+  algorithm = local((model,), QUANTIZER, local_steps=3, batch_size=4)
+  state = algorithm.init(jax.random.key(0), data, (cohort,))._replace(round=jnp.int32(2))
+  rates = client.Rates(optax.linear_schedule(0.05, 0.01, 10), 1e-3, 0.01)
+  options = {"quantizer": QUANTIZER, "rates": rates}
+  measure = stationarity.of_clients((model,), local_steps=3, num_rows=6, **options)
+  (found,) = measure(state, data, (cohort,))
+  for k, num_rows in enumerate((6, 6, 4)):
+    rows = cohort.index[k, :num_rows]
+    batch = client.Batch(data.x[rows], data.y[rows], jnp.ones(num_rows))
+    one = jax.tree.map(lambda leaf, k=k: leaf[k], state.clients[0])
+    loss_fn = client.personal_loss(model, batch)
+    expected = stationarity.gradient_mapping(one, loss_fn, jnp.int32(6), **options)
+    np.testing.assert_allclose(found[k], expected, rtol=1e-3)
 
 
 def test_it_is_zero_where_no_step_moves():

@@ -23,6 +23,9 @@ class Phase(NamedTuple):
   build: Callable  # (options, the state that the phase before left or None) -> Algorithm
   separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
   shared: bool = False  # bits play no part: variants that differ in nothing else train as one
+  # What metrics.jsonl gets beside loss and accuracy after each chunk, by its name there:
+  # (options, state, data, cohorts) -> per cohort [K], of which the mean over clients is written.
+  measures: Mapping[str, Callable] = MappingProxyType({})
 
 
 class Variant(NamedTuple):

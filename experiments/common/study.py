@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common import federation as fed
-from experiments.common import parts, resume, training
+from experiments.common import parts, portrait, resume, training
 from experiments.common.federation import Federation
 from experiments.common.jobs import Job, MakeJob
 from experiments.common.options import Federated, Options, check
@@ -33,7 +33,7 @@ from qupeD_jax.types import FedState
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
 OTHERS += ("report.html", "table.tex")
 CHECKPOINTS = "checkpoints"
-PICTURES = ("clients.png", "curves.png", "weights.png")
+PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
 
 
 def run(
@@ -43,6 +43,7 @@ def run(
   *,
   comparisons: Mapping[str, Sequence[str]] | None = None,
   taken: Sequence[str] = (),
+  pictured: str | None = None,
   split: Callable = fed.split,
   make_model: Callable = models.make,
 ) -> Path:
@@ -55,6 +56,8 @@ def run(
     comparisons: method -> its rivals, to be compared with it client by client; those that are not
       trained here are passed over.
     taken: results folders of the same experiment; jobs found there are not trained again.
+    pictured: the method whose weights and centers are drawn; by default the first quantised one of
+      the last job with codebooks.
     split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
@@ -81,20 +84,33 @@ def run(
   summary, accuracies = {}, {}
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
     for job in jobs:
-      saves = resume.Saves(folder / CHECKPOINTS / slug(job_name(job)), deadline)
+      own = slug(job_name(job))
+      saves = resume.Saves(folder / CHECKPOINTS / own, deadline)
+      sitter = portrait.of_job(job, folder / portrait.FOLDER / own, pictured)
       entries, scores = (
-        recall(job, finished) or take_over(job, found, folder) or run_job(job, folder, bar, saves)
+        recall(job, finished)
+        or take_over(job, found, folder)
+        or run_job(job, folder, bar, saves, sitter)
       )
       summary, accuracies = summary | entries, accuracies | scores
       metrics.write_summary(folder, summary)
       metrics.write_accuracies(folder, accuracies)
-  shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+  for temporary in (CHECKPOINTS, portrait.FOLDER):
+    shutil.rmtree(folder / temporary, ignore_errors=True)
   if pairs := among(comparisons or {}, accuracies):
     metrics.write_comparisons(folder, pairs)
-  report.curves(metrics.read_metrics(folder), folder / "curves.png")
+  draw(folder)
   tables.print_table(summary, console)
   console.print(f"results in {folder}")
   return folder
+
+
+def draw(folder: Path) -> None:
+  """Draws what metrics.jsonl tells."""
+  rows = metrics.read_metrics(folder)
+  report.curves(rows, folder / "curves.png")
+  if report.has_stationarity(rows):
+    report.stationarity(rows, folder / "stationarity.png")
 
 
 def config_of(name: str, options: Federated) -> dict:
@@ -139,33 +155,42 @@ def take_over(
 
 
 def run_job(
-  job: Job, folder: Path, bar: Bar, saves: resume.Saves
+  job: Job, folder: Path, bar: Bar, saves: resume.Saves, sitter: portrait.Portrait | None
 ) -> tuple[dict[str, dict], dict[str, dict]]:
   """Trains the methods of one job, all seeds and all methods side by side.
+
+  Args:
+    job: what is trained.
+    folder: of the results.
+    bar: shows how far it is.
+    saves: where to go on, and when to save.
+    sitter: whose weights and centers are drawn; None for nobody's.
 
   Returns:
     Two dicts by method: the entries of summary.json and those of accuracies.json.
   """
   options, federation = job.options, job.federation
-  methods = training.methods_of_runs(job)
-  snapshots = Snapshots(job)
   bar.start(job_name(job))
 
   def record(done: int, chunk: engine.Report) -> None:
-    rows = training.rows_of(methods, chunk, done)
+    rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
-    snapshots.take(chunk.state, done + int(chunk.rounds[-1]))
+    if sitter:
+      first, last = int(chunk.rounds[0]), int(chunk.rounds[-1])
+      sitter.take(chunk.state, done + first - 1, done + last)
     bar.advance(len(chunk.rounds), rows)
 
   trained = training.train(job, record, saves)
   testing = training.scored_rows(job, fed.testing(federation, federation.groups))
   scores = engine.score(trained.build, trained.runs, trained.state, federation.train, testing)
-  snapshots.draw(folder)
+  if sitter:
+    sitter.draw(folder)
   save_models(job, trained.state, folder)
   entries, accuracies = {}, {}
+  seconds = trained.seconds / len(training.methods_of_runs(job))
   for i, method in enumerate(job.variants):
     own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
-    entries[method] = summarise(job, method, own, trained.seconds / len(methods))
+    entries[method] = summarise(job, method, own, seconds)
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
 
@@ -184,7 +209,8 @@ def among(
 
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
-  for pattern in (*OTHERS, *PICTURES, "models/*/client_*.safetensors"):
+  of_jobs = ("models/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
+  for pattern in (*OTHERS, *PICTURES, *of_jobs):
     for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()
 
@@ -254,7 +280,7 @@ def save_models(job: Job, state: FedState, folder: Path) -> None:
 
   At full precision they are large, and written only where there is but one client.
   """
-  quantised = any(_codebooks(clients) for clients in state.clients)
+  quantised = any(getattr(clients, "codebooks", {}) for clients in state.clients)
   if not quantised and (job.federation.num_clients > 1 or not _is_personal(state.clients[0])):
     return
   options, federation = job.options, job.federation
@@ -276,39 +302,6 @@ def save_models(job: Job, state: FedState, folder: Path) -> None:
         }
         packed = export.pack(one.variables, one.codebooks)
         export.save(target / f"client_{client_id:04d}.safetensors", packed, metadata)
-
-
-class Snapshots:
-  """Collects one quantised tensor of one client over the rounds, for weights.png."""
-
-  def __init__(self, job: Job, count: int = 5):
-    total = sum(phase.rounds for phase in job.phases)
-    self.due = [round(total * i / (count - 1)) for i in range(count)]
-    self.taken = []
-    self.method = next(iter(job.variants))
-    self.client = int(job.federation.groups[0][0])
-    self.path = ""
-
-  def take(self, state: FedState, done: int) -> None:
-    """Keeps the tensor if a snapshot is due."""
-    books = _codebooks(state.clients[0])
-    if not books or not self.due or done < self.due[0]:
-      return
-    self.due = [due for due in self.due if due > done]
-    flat = quantize.flatten(state.clients[0].variables["params"])
-    self.path = max(books, key=lambda path: flat[path].size)
-    values, centers = (np.asarray(leaf[self.path][0, 0]) for leaf in (flat, books))
-    self.taken.append((done, values.ravel(), centers[np.isfinite(centers)]))
-
-  def draw(self, folder: Path) -> None:
-    """Draws what was taken, if anything."""
-    if self.taken:
-      title = f"{self.method}, client {self.client}: {self.path}"
-      report.weights(self.taken, folder / "weights.png", title)
-
-
-def _codebooks(clients) -> dict:
-  return getattr(clients, "codebooks", {})
 
 
 def _is_personal(clients) -> bool:

@@ -64,6 +64,7 @@ def train(
         rounds=phase.rounds,
         every=min(job.options.eval_every, phase.rounds),
         scored=stack.validation,
+        measure=functools.partial(_measure, job.options, phase) if phase.measures else None,
         callback=callback,
         state=state,
       )
@@ -126,14 +127,22 @@ def _copied(state: FedState, copies: int) -> FedState:
 
 def _repeated(chunk: engine.Report, copies: int) -> engine.Report:
   """Reports what one variant's runs did as what as many variants did; the state stays theirs."""
-  scores = {name: np.concatenate([values] * copies) for name, values in chunk.scores.items()}
-  return chunk._replace(loss=np.concatenate([chunk.loss] * copies), scores=scores)
+  again = lambda of_runs: {name: np.concatenate([v] * copies) for name, v in of_runs.items()}
+  loss = np.concatenate([chunk.loss] * copies)
+  return chunk._replace(loss=loss, scores=again(chunk.scores), measures=again(chunk.measures))
 
 
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
   """Builds a phase's algorithm for one run: its changes to the options, and where it starts."""
   changes, trained = setting
   return phase.build(dataclasses.replace(options, **changes), trained)
+
+
+def _measure(options: Options, phase: Phase, setting, state: FedState, data, cohorts) -> dict:
+  """Takes a phase's measures of one run."""
+  changes, _ = setting
+  own = dataclasses.replace(options, **changes)
+  return {name: measure(own, state, data, cohorts) for name, measure in phase.measures.items()}
 
 
 def _changes(job: Job) -> dict[str, np.ndarray]:
@@ -170,17 +179,30 @@ def scored_rows(job: Job, scored):
   return data, _over_variants(job, lambda bits: cohorts)
 
 
-def rows_of(methods: list[tuple[str, int]], chunk: engine.Report, first: int) -> list[dict]:
-  """Writes a chunk as rows of metrics.jsonl; its last round was evaluated."""
+def rows_of(job: Job, chunk: engine.Report, first: int) -> list[dict]:
+  """Writes a chunk as rows of metrics.jsonl; its last round was evaluated.
+
+  Args:
+    job: whose chunk it is.
+    chunk: of one phase.
+    first: rounds done before the phase.
+  """
+  measured = {name: None for phase in job.phases for name in phase.measures}
   rows = []
   for (run_, (method, seed)), (j, round_) in itertools.product(
-    enumerate(methods), enumerate(chunk.rounds)
+    enumerate(methods_of_runs(job)), enumerate(chunk.rounds)
   ):
     row = {"method": method, "seed": seed, "round": first + int(round_)}
     row |= {"loss": float(chunk.loss[run_, j]), "accuracy": None, "global_accuracy": None}
+    row |= measured
     if j == len(chunk.rounds) - 1:
-      row["accuracy"] = float(np.mean(chunk.scores["personal"][run_]))
-      if "global" in chunk.scores:
-        row["global_accuracy"] = float(np.mean(chunk.scores["global"][run_]))
+      row |= _evaluation(chunk, run_)
     rows.append(row)
   return rows
+
+
+def _evaluation(chunk: engine.Report, run_: int) -> dict[str, float]:
+  """Returns what a chunk's evaluation found of a run, means over its clients."""
+  names = {"personal": "accuracy", "global": "global_accuracy"}
+  found = {names[name]: values for name, values in chunk.scores.items() if name in names}
+  return {name: float(np.mean(values[run_])) for name, values in (found | chunk.measures).items()}

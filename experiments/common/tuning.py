@@ -80,7 +80,7 @@ def _scores(job: Job, folder: Path, bar: Bar, console: Console) -> dict[str, lis
   last, scores = sum(phase.rounds for phase in job.phases), {}
 
   def record(done: int, chunk: engine.Report) -> None:
-    rows = training.rows_of(training.methods_of_runs(job), chunk, done)
+    rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
     bar.advance(len(chunk.rounds), rows)
     for row in rows:

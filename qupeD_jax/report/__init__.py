@@ -1,19 +1,27 @@
-"""Pictures of a run: learning curves, who holds what, weights gathering at their centers, what
-each client gains over another method, and accuracy against size.
+"""Pictures of a run: learning curves, the gradient mapping, who holds what, weights gathering at
+their centers, the centers themselves, what each client gains over another method, and accuracy
+against size.
 
 Each picture has two functions: `draw_*` returns the matplotlib Figure, the other one writes it.
 Neither touches pyplot, so there is no display and no global state to think of.
 """
 
 # The files are named other than the functions, so that report.curves is never a module.
+from qupeD_jax.report.center_paths import centers, draw_centers
 from qupeD_jax.report.client_gains import draw_gains, gains
 from qupeD_jax.report.held_classes import clients, draw_clients
 from qupeD_jax.report.learning_curves import curves, draw_curves
 from qupeD_jax.report.pareto_front import draw_pareto, pareto
+from qupeD_jax.report.stationarity_curves import (
+  draw_stationarity,
+  has_stationarity,
+  stationarity,
+)
 from qupeD_jax.report.style import svg
 from qupeD_jax.report.weight_histograms import draw_weights, weights
 
 __all__ = [
-  "clients", "curves", "draw_clients", "draw_curves", "draw_gains", "draw_pareto", "draw_weights",
-  "gains", "pareto", "svg", "weights",
+  "centers", "clients", "curves", "draw_centers", "draw_clients", "draw_curves", "draw_gains",
+  "draw_pareto", "draw_stationarity", "draw_weights", "gains", "has_stationarity", "pareto",
+  "stationarity", "svg", "weights",
 ]  # fmt: skip
