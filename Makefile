@@ -2,6 +2,7 @@
 # make experiments                                                 list them
 # make report NAME=quickstart                                      results as report.html, table.tex
 # make test                                                        run all tests
+# make bench [ARGS=--quick]                                        time training steps; see docs/speed.md
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make setup ACCELERATOR=cuda13                                    install jax for cpu, cuda12, cuda13 or tpu
 
@@ -11,7 +12,7 @@ BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test lint data
+.PHONY: help setup experiment experiments report test bench lint data
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -49,6 +50,9 @@ report: .venv
 
 test: .venv
 	$(BIN)/python -m pytest
+
+bench: .venv
+	@$(BIN)/python -m benchmarks.steps $(ARGS)
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -1,0 +1,135 @@
+"""The benchmark: contenders compute the same step, and what is written can be read. No times."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import jax_forms, steps, torch_forms, workload
+from qupeD_jax import files
+
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums in float32, in another order
+MLP = workload.Case("mlp", "float32", 3, 4, 2)
+CNN = workload.Case("cnn3", "float32", 2, 2, 1)
+
+
+@pytest.fixture(autouse=True)
+def _large_steps(monkeypatch):
+  """Lets weights move by far more than rounding, the global model's of QuPeD included."""
+  for module in (workload, torch_forms):
+    monkeypatch.setattr(module, "RATE", 0.3)
+
+
+def after_a_round(form):
+  return form.weights(form.run(form.start(), 1))
+
+
+def assert_close(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **ROUNDING), ours, theirs)
+
+
+@functools.cache
+def ours(case, method):
+  """Task, and its weights after a round of ours."""
+  task = workload.make_task(case, method, *workload.federation(case))
+  return task, after_a_round(jax_forms.vmapped(task))
+
+
+@pytest.mark.parametrize("method", workload.METHODS)
+@pytest.mark.parametrize("make", [jax_forms.mapped, jax_forms.looped])
+def test_contenders_agree_on_all_weights_after_a_round(method, make):
+  task, after = ours(MLP, method)
+  assert_close(after, after_a_round(make(task)))
+
+
+@pytest.mark.parametrize("make", [jax_forms.vmapped, jax_forms.mapped])
+def test_forms_of_the_convolution_agree_on_all_weights_after_a_round(make):
+  task, after = ours(CNN, "fedavg")
+  assert_close(after, after_a_round(make(task, "lax")))
+
+
+@pytest.mark.parametrize("method", workload.METHODS)
+def test_a_round_moves_every_tensor_by_more_than_rounding(method):
+  task, (server, _) = ours(MLP, method)
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), server, task.state.server["params"])
+  assert min(jax.tree.leaves(moved)) > 10 * ROUNDING["atol"]
+
+
+@pytest.mark.skipif(not torch_forms.is_installed(), reason="PyTorch is not installed")
+@pytest.mark.parametrize("make", [torch_forms.looped, torch_forms.vmapped])
+@pytest.mark.parametrize("case", [MLP, CNN, CNN._replace(model="resnet8")], ids=lambda c: c.model)
+def test_pytorch_agrees_on_the_weights_after_a_round(case, make):
+  task, after = ours(case, "fedavg")
+  assert_close(after, after_a_round(make(task)))
+
+
+# --- measuring and reporting
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  """Runs the command line on a tiny case; returns what it wrote."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(steps._MATRIX, "cpu", 64)
+    folder = tmp_path_factory.mktemp("results")
+    typed = "--models mlp --clients 2 --batch-size 4 --local-steps 1 --repeats 3 --forms ours lax"
+    assert steps.main([*typed.split(), "--out", str(folder)]) == 0
+  return folder / "cpu.json"
+
+
+def test_the_results_are_json_with_a_row_per_contender(written):
+  result = files.read(written)
+  assert set(result) == {"machine", "options", "peak", "rows", "ratios", "peak_bytes"}
+  assert set(result["machine"]) >= {"backend", "device", "cores", "jax", "torch"}
+  assert set(result["peak"]) == {"float32", "bfloat16"}
+  assert all(set(row) == set(steps.Row._fields) for row in result["rows"])
+  timed = [row for row in result["rows"] if row["skipped"] is None]
+  assert [(row["method"], row["form"]) for row in timed] == [
+    (method, steps.OURS) for method in workload.METHODS
+  ]
+  for row in timed:
+    assert row["turns"] == 3
+    assert row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
+    assert 0.5 < row["xla_flops"] / row["flops"] < 2
+    assert row["bytes_per_client"] > 0
+  assert [ratio["form"] for ratio in result["ratios"]] == [steps.OURS]
+
+
+def test_the_table_has_every_timed_contender_and_says_what_is_left_out(written):
+  text = written.with_suffix(".md").read_text("utf-8")
+  cells = [[c.strip() for c in line.split("|")] for line in text.splitlines()]
+  shown = [(c[2], c[3]) for c in cells if len(c) == len(steps._COLUMNS) + 2][2:]
+  assert shown == [(method, steps.OURS) for method in ("FedAvg", "QuPeD 2 bit")]
+  assert "- FedAvg, vmap of lax.conv, mlp: without a convolution it is ours." in text
+
+
+def test_quick_is_read_and_has_few_cases():
+  options = steps.parse(["--quick"])
+  assert options.quick
+  quick, full = (list(steps.cases(o)) for o in (options, steps.Options()))
+  assert 0 < len(quick) < len(full)
+
+
+@pytest.mark.parametrize(
+  "typed", ["--clients 0", "--batch-size -1", "--models cnn9", "--no-such 1", "--seconds nan"]
+)
+def test_bad_input_is_refused_in_one_line(typed, capfd):
+  assert steps.main(typed.split()) == 2
+  printed, line = capfd.readouterr()
+  assert printed == ""
+  assert re.fullmatch(r"error: .+\n", line)
+
+
+def test_without_pytorch_its_rows_are_left_out(monkeypatch):
+  monkeypatch.setattr(torch_forms, "torch", None)
+  for form in (steps.TORCH_LOOP, steps.TORCH_VMAP):
+    assert steps.unavailable(MLP, "fedavg", form, slow=False) == "PyTorch is not installed"
+
+
+def test_flops_are_counted_by_formula():
+  one = 2 * (64 * 64 + 64 * 64 + 64 * 10)  # multiply-adds of the MLP's forward pass
+  assert workload.step_flops(MLP, "fedavg") == 3 * 3 * 4 * one
+  assert workload.step_flops(MLP, "quped") == 14 * 3 * 4 * one
