@@ -252,6 +252,7 @@ def proximal_step(
   rates: Rates,
   quantised_loss_fn: Callable | None = None,
   straight_through: Array | float = 0.0,
+  simultaneous: bool = False,
 ) -> tuple[Personal, Array]:
   """Takes one step of Algorithm 1 (QuPeD, section 3): first x, then c at the new x.
 
@@ -273,6 +274,7 @@ def proximal_step(
     rates: eta1, eta2 and lambda.
     quantised_loss_fn: the smooth loss at Q_c(x), if it is another one than at x.
     straight_through: s in [0, 1]; 0 is the paper's step.
+    simultaneous: move c at the old x too, where x's gradient has passed through Q_c(x) already.
 
   Returns:
     The personal model after the step, and the smooth objective before it.
@@ -284,14 +286,15 @@ def proximal_step(
 
   value, new_stats, grads = _smooth_gradient(personal, loss_fns, step, quantizer, straight_through)
   direction, moments = optimizer.update(grads, moments, params)
-  params = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
+  moved = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
   if codebooks:
-    eta, grads = value_at(rates.centers, step), None
+    eta, grads, here = value_at(rates.centers, step), None, params if simultaneous else moved
     if quantizer.learned:
-      quantised = quantizer.project(params, codebooks, step)
+      # At the old x this is the pass that x's gradient took: XLA makes one of the two.
+      quantised = quantizer.project(here, codebooks, step)
       _, new_stats, grads = _gradient(loss_fns["q"], quantised, stats)
-    codebooks = quantizer.update(codebooks, params, grads, eta, eta * pull)
-  return Personal({"params": params, "stats": new_stats}, codebooks, moments), value
+    codebooks = quantizer.update(codebooks, here, grads, eta, eta * pull)
+  return Personal({"params": moved, "stats": new_stats}, codebooks, moments), value
 
 
 def _smooth_gradient(

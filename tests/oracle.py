@@ -140,16 +140,20 @@ def move_centers(c, x, g):
   return np.sort(moved)
 
 
-def algorithm_1_step(model, c, gradient, gradient_at_q=None, share=0.0):
-  """x, then c at the new x; both gradients map a model to its gradients in kernel and bias."""
+def algorithm_1_step(model, c, gradient, gradient_at_q=None, share=0.0, simultaneous=False):
+  """x, then c at the new x; both gradients map a model to its gradients in kernel and bias.
+
+  Where simultaneous, c moves at the old x.
+  """
   gradient_at_q = gradient_at_q or gradient
   if c is None:
     return descend(model, gradient(model), ETA), None
   (g_kernel, g_bias), at_q = gradient(model), gradient_at_q(project(model, c))
   g_kernel = (1 - share) * g_kernel + share * at_q[0]
   kernel, bias = descend(model, [g_kernel, g_bias + at_q[1]], ETA)
-  kernel = toward(kernel, c, ETA * PULL)
-  return [kernel, bias], move_centers(c, kernel, gradient_at_q(project([kernel, bias], c))[0])
+  moved = [toward(kernel, c, ETA * PULL), bias]
+  here = model if simultaneous else moved
+  return moved, move_centers(c, here[0], gradient_at_q(project(here, c))[0])
 
 
 def proxquant_step(pull):
@@ -240,6 +244,7 @@ def quped(
   global_temperature=TEMPERATURE,
   own=False,
   share=0.0,
+  simultaneous=False,
   take_step=None,
   trained=both,
   first=None,
@@ -249,7 +254,8 @@ def quped(
   Another quantizer is another step (model, centers, gradient, t), other models that it trains and
   w learns from (x, centers, t), and other first centers by bits.
   """
-  take_step = take_step or (lambda x, c, gradient, t: algorithm_1_step(x, c, gradient, share=share))
+  options = {"share": share, "simultaneous": simultaneous}
+  take_step = take_step or (lambda x, c, gradient, t: algorithm_1_step(x, c, gradient, **options))
   w = start()
   first = first or (lambda b: first_centers(w[0], b))
   xs, cs = [start() for _ in bits], list(map(first, bits))
@@ -261,8 +267,9 @@ def quped(
       for t in range(r * STEPS, (r + 1) * STEPS):
         z = batch.logits(w_i)
         gradient = lambda x, b=batch, z=z, k=classes: b.student_gradient(x, z, p, classes=k)
-        xs[i], cs[i] = take_step(xs[i], cs[i], gradient, t)
-        targets = trained(xs[i], cs[i], t)
+        before = xs[i], cs[i]
+        xs[i], cs[i] = take_step(*before, gradient, t)
+        targets = trained(*(before if simultaneous else (xs[i], cs[i])), t)
         g = a * (softmax(z) - batch.one_hot)
         for target in map(batch.logits, targets):
           if reverse:

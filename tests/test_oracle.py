@@ -87,6 +87,7 @@ REVERSE = {"global_divergence": losses.reverse_kl}, {"reverse": True}
 COOLER = {"global_temperature": 0.7}, {"global_temperature": 0.7}
 OWN = {"own_classes": True}, {"own": True}
 THROUGH = {"straight_through": 0.4}, {"share": 0.4}
+AT_ONCE = {"simultaneous": True}, {"simultaneous": True}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,9 @@ THROUGH = {"straight_through": 0.4}, {"share": 0.4}
     ((1, 2), [COOLER]),
     ((1, 2), [OWN]),
     ((1, 2), [THROUGH]),
+    # One bit: of more, the outer centers start on entries, and rounding decides on which side.
+    ((32, 1), [AT_ONCE]),
+    ((1, 1), [AT_ONCE, THROUGH]),
     ((32, 2), [REVERSE, COOLER, OWN, THROUGH]),
     ((3, 1), [REVERSE, COOLER, OWN, THROUGH]),
     ((2, 1), [COOLER, OWN]),

@@ -24,6 +24,7 @@ def local(
   batch_size: int = 50,
   augment: Callable | None = None,
   straight_through: Array | float = 0.0,
+  simultaneous: bool = False,
   start: tuple[PyTree, ...] | None = None,
 ) -> Algorithm:
   """Builds local training.
@@ -39,6 +40,8 @@ def local(
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
     straight_through: share in [0, 1] of x's gradient that is taken at Q_c(x), by a quantizer that
       trains at both; 0 is the paper's.
+    simultaneous: take the gradient in c at the old x, as x's. A step is then one pass, forward and
+      backward, of each of x and Q; alternation passes through Q twice.
     start: variables per cohort that its clients start from; None draws them.
 
   Returns:
@@ -66,6 +69,7 @@ def local(
         optimizer=optimizer,
         rates=rates,
         straight_through=straight_through,
+        simultaneous=simultaneous,
       )
 
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)

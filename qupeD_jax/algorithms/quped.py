@@ -28,6 +28,7 @@ def quped(
   global_temperature: Array | float | None = None,
   own_classes: bool = False,
   straight_through: Array | float = 0.0,
+  simultaneous: bool = False,
   optimizer: optax.GradientTransformation = optax.identity(),
   global_optimizer: optax.GradientTransformation = optax.identity(),
   local_steps: int = 10,
@@ -66,6 +67,8 @@ def quped(
     own_classes: distil over the classes that the client has training rows of.
     straight_through: share in [0, 1] of x's data gradient that is taken at Q_c(x), by a
       quantizer that trains at both.
+    simultaneous: take the gradients in c and w at the old x and c, as x's. A step is then one pass,
+      forward and backward, of each of x, Q and w; alternation passes through x and Q once more.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
     global_optimizer: over a client's copy of w, likewise; started anew every round.
     local_steps: tau, steps of a round.
@@ -97,7 +100,7 @@ def quped(
 
   def client_step(model, classes):
     def step_fn(carry, step, batch):
-      personal, (copy, moments) = carry
+      before, (copy, moments) = carry
 
       def forward(params):
         return server_model.apply({**copy, "params": params}, batch.x, True)
@@ -106,15 +109,16 @@ def quped(
       teacher_logits, backward, stats = jax.vjp(forward, copy["params"], has_aux=True)
       loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature, classes)
       personal, loss = client.proximal_step(
-        personal,
+        before,
         loss_fn,
         step,
         quantizer=quantizer,
         optimizer=optimizer,
         rates=rates,
         straight_through=straight_through,
+        simultaneous=simultaneous,
       )
-      targets = personal_logits(model, personal, step, batch)
+      targets = personal_logits(model, before if simultaneous else personal, step, batch)
       (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
       direction, moments = global_optimizer.update(grads, moments, copy["params"])
       rate = client.value_at(global_rate, step)
