@@ -1,7 +1,7 @@
 """Times whole training steps of all clients: ours beside what others run, taking turns.
 
-make bench                          # about ten minutes on two CPU cores
-make bench ARGS=--quick             # about a minute
+make bench                          # all cases that suit the device
+make bench ARGS=--quick             # few of them
 
 docs/speed.md says what is measured and how to read it.
 """
@@ -54,7 +54,7 @@ class Options:
   """Times whole training steps of all clients; what is not given is chosen by the device."""
 
   quick: bool = False
-  """A few cases, in about a minute; their results are written beside those of the others."""
+  """Few cases; their results are written beside those of the others."""
   models: tuple[Literal["mlp", "cnn1", "cnn2", "resnet20"], ...] = ()
   """Networks."""
   methods: tuple[Literal["fedavg", "quped"], ...] = workload.METHODS
