@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -355,3 +356,33 @@ def test_groups_compare_their_own_clients(tmp_path):
     ("high", "local", "0.0", ""),
     ("high", "QuPeD", "100.0", "+100.0 [+100.0, +100.0]"),
   ]
+
+
+@pytest.mark.parametrize("option", ["augment", "simultaneous"])
+def test_options_of_a_step_reach_the_algorithms(federation, option):
+  bits = np.full(federation.num_clients, 2, np.int32)
+  rows = fed.training(federation, bits, federation.groups)
+  rows = jax.tree.map(lambda leaf: leaf[0], rows)
+
+  def server(on):
+    options = dataclasses.replace(OPTIONS, local_steps=2, **{option: on})
+    phase, _ = methods.quped_quantised(options, federation, bits=(2,)).phases
+    algorithm, key = phase.build(options, None), jax.random.key(0)
+
+    @jax.jit
+    def one_round(data, rows):
+      return algorithm.round(key, algorithm.init(key, data, rows), data, rows)[0].server
+
+    return one_round(federation.train, rows)
+
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_equal(server(False), server(True))
+
+
+def test_own_statistics_wrap_what_is_scored(federation, monkeypatch):
+  wrapped = []
+  monkeypatch.setattr(training, "with_own_statistics", lambda a: wrapped.append(a) or a)
+  (phase,) = methods.federated_averaging(OPTIONS, federation).phases
+  for on in (False, True):
+    training._build(dataclasses.replace(OPTIONS, own_statistics=on), phase, ({}, None))
+    assert len(wrapped) == on

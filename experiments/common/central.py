@@ -15,12 +15,19 @@ import optax
 
 from experiments.common import study
 from experiments.common.federation import Federation
-from experiments.common.jobs import Job, Phase, frozen_last, full_precision, one_phase, precisions
+from experiments.common.jobs import (
+  Job,
+  Phase,
+  frozen_last,
+  full_precision,
+  one_phase,
+  precisions,
+  steps,
+)
 from experiments.common.options import Federated
 from qupeD_jax import checks, client, import_torch, quantizers, stationarity
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
-from qupeD_jax.data import augment
 from qupeD_jax.types import PyTree, Quantizer
 
 EPOCHS = 250  # of the recipe; its schedules below are in these
@@ -224,9 +231,7 @@ def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
 def _work(options: Central, federation: Federation) -> dict:
   return {
     "optimizer": optax.chain(_decay(options), optax.trace(options.momentum)),
-    "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
-    "local_steps": options.local_steps,
-    "batch_size": options.batch_size,
+    **steps(options, federation),
   }
 
 

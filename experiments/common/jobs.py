@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from experiments.common.federation import Federation, of_server
-from experiments.common.options import Options
+from experiments.common.options import Federated, Options
 from qupeD_jax import checks, client, quantize, quantizers
 from qupeD_jax.algorithms.sampling import with_sampling
-from qupeD_jax.data import cohort
+from qupeD_jax.data import augment, cohort
 from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
 
 
@@ -152,9 +152,13 @@ def is_quantised(variants: dict[str, Variant]) -> bool:
   return any(np.any(variant.bits != FULL_PRECISION) for variant in variants.values())
 
 
-def steps(options: Options) -> dict:
-  """Returns the amount of local work."""
-  return {"local_steps": options.local_steps, "batch_size": options.batch_size}
+def steps(options: Federated, federation: Federation) -> dict:
+  """Returns the amount of local work, and what is done to the images."""
+  return {
+    "local_steps": options.local_steps,
+    "batch_size": options.batch_size,
+    "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
+  }
 
 
 def averaging_rounds(options: Options) -> int:
@@ -185,12 +189,12 @@ def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
   )
 
 
-def finetune_options(options: Options) -> dict:
+def finetune_options(options: Options, federation: Federation) -> dict:
   """Returns the hyperparameters of fine-tuning."""
   return {
     "rate": options.finetune_rate,
     "centers_rate": options.centers_rate * options.final_rate,
-    **steps(options),
+    **steps(options, federation),
   }
 
 

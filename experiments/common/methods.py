@@ -40,7 +40,7 @@ def local_training(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rates = personal_rates(options)
-    return local(federation.models, quantizers.none(), rates=rates, **steps(options))
+    return local(federation.models, quantizers.none(), rates=rates, **steps(options, federation))
 
   variants = full_precision("local", federation)
   return Job(options, federation, variants, one_phase(options, build))
@@ -54,11 +54,13 @@ def local_quantised(
 
   def build(options, _):
     quantizer = widest_codebook(options, variants)
-    return local(federation.models, quantizer, rates=personal_rates(options), **steps(options))
+    return local(
+      federation.models, quantizer, rates=personal_rates(options), **steps(options, federation)
+    )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune(federation.models, quantizer, trained, **finetune_options(options))
+    return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
 
   phases = frozen_last(options, variants, build, build_last)
   return Job(options, federation, variants, phases)
@@ -72,7 +74,7 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rate = decayed(options, options.fedavg_rate)
-    return fedavg(federation.models[0], rate=rate, **steps(options))
+    return fedavg(federation.models[0], rate=rate, **steps(options, federation))
 
   variants = full_precision("FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -91,7 +93,7 @@ def averaging_then_local(
 
   def build(options, trained):
     rates = client.Rates(decayed(options, options.fedavg_finetune_rate, last))
-    alone = {"rates": rates, "start": trained.server, **steps(options)}
+    alone = {"rates": rates, "start": trained.server, **steps(options, federation)}
     algorithm = local(federation.models, quantizers.none(), **alone)
     if not bits:
       return algorithm
@@ -118,12 +120,12 @@ def averaging_then_quantised(
       rates=personal_rates(options, rest),
       straight_through=options.straight_through,
       start=trained.server,
-      **steps(options),
+      **steps(options, federation),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune(federation.models, quantizer, trained, **finetune_options(options))
+    return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
 
   averaging = averaging_phase(options, federation, first)
   phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
@@ -135,7 +137,9 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
 
   def build(options, _):
     rate = decayed(options, options.fedavg_rate)
-    return separate(tuple(fedavg(m, rate=rate, **steps(options)) for m in federation.models))
+    return separate(
+      tuple(fedavg(m, rate=rate, **steps(options, federation)) for m in federation.models)
+    )
 
   return Phase(rounds, sampled(options, build), separate=True, shared=True)
 
@@ -152,11 +156,11 @@ def quped_quantised(
 
   def build(options, _):
     quantizer = widest_codebook(options, variants)
-    return quped(server, federation.models, quantizer, **quped_options(options))
+    return quped(server, federation.models, quantizer, **quped_options(options, federation))
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    taught = {"server_model": server, **teaching(options), **finetune_options(options)}
+    taught = {"server_model": server, **teaching(options), **finetune_options(options, federation)}
     return finetune(federation.models, quantizer, trained, **taught)
 
   phases = frozen_last(options, variants, build, build_last)
@@ -184,12 +188,12 @@ def quped_from_averaging(
       own_classes=True,
       straight_through=options.straight_through,
       start=(trained.server[0], trained.server),
-      **quped_options(options, rest),
+      **quped_options(options, federation, rest),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    taught = {"server_model": server, **teaching(options), **finetune_options(options)}
+    taught = {"server_model": server, **teaching(options), **finetune_options(options, federation)}
     return finetune(federation.models, quantizer, trained, own_classes=True, **taught)
 
   averaging = averaging_phase(options, federation, first)
@@ -209,12 +213,12 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
 
   def build(options, _):
     quantizer = widest_codebook(options, variants)
-    common = quped_options(options)
+    common = quped_options(options, federation)
     return separate(tuple(quped(m, (m,), quantizer, **common) for m in federation.models))
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    common = {**teaching(options), **finetune_options(options)}
+    common = {**teaching(options), **finetune_options(options, federation)}
     return separate(
       tuple(
         finetune((m,), quantizer, own, server_model=m, **common)
@@ -226,14 +230,15 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
   return Job(options, federation, variants, tuple(p._replace(separate=True) for p in phases))
 
 
-def quped_options(options: Options, rounds: int | None = None) -> dict:
+def quped_options(options: Options, federation: Federation, rounds: int | None = None) -> dict:
   """Returns the hyperparameters of QuPeD over so many rounds, by default all."""
   return {
     **teaching(options),
     "rates": personal_rates(options, rounds),
     "global_rate": decayed(options, options.global_rate, rounds),
     "global_loss_weight": options.global_loss_weight,
-    **steps(options),
+    "simultaneous": options.simultaneous,
+    **steps(options, federation),
   }
 
 

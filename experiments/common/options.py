@@ -62,6 +62,12 @@ class Federated:
   """Let a client with fewer rows than a batch train on all of its rows in each step."""
   participation: float = 1.0
   """Share of the clients that train in a round."""
+  augment: bool = False
+  """Flip the images and crop them from padded ones, at random."""
+  simultaneous: bool = False
+  """Take all of QuPeD's gradients at the models before the step: cheaper, and not the paper's."""
+  own_statistics: bool = False
+  """Score the server's model with each client's own batch statistics, not with their average."""
   inner_steps: int = 5
   """Gradient steps that pFedMe takes on each batch."""
   averaging_share: float = 0.6

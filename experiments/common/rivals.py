@@ -28,7 +28,7 @@ def fedprox_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rate = decayed(options, options.fedavg_rate)
-    return fedprox(federation.models[0], mu=options.mu, rate=rate, **steps(options))
+    return fedprox(federation.models[0], mu=options.mu, rate=rate, **steps(options, federation))
 
   variants = full_precision("FedProx", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -39,7 +39,7 @@ def meta_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rates = {"inner_rate": options.inner_rate, "rate": decayed(options, options.fedavg_rate)}
-    return per_fedavg(federation.models[0], **rates, **steps(options))
+    return per_fedavg(federation.models[0], **rates, **steps(options, federation))
 
   variants = full_precision("Per-FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -55,7 +55,7 @@ def moreau_envelopes(options: Options, federation: Federation) -> Job:
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.global_rate),
       inner_steps=options.inner_steps,
-      **steps(options),
+      **steps(options, federation),
     )
 
   variants = full_precision("pFedMe", federation)
@@ -71,7 +71,7 @@ def near_averaging(options: Options, federation: Federation) -> Job:
       penalty=options.penalty,
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.fedavg_rate),
-      **steps(options),
+      **steps(options, federation),
     )
 
   variants = full_precision("Ditto", federation)
@@ -90,7 +90,7 @@ def mutual_learning(options: Options, federation: Federation) -> Job:
       temperature=options.temperature,
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.global_rate),
-      **steps(options),
+      **steps(options, federation),
     )
 
   variants = full_precision("FML", federation)
@@ -109,12 +109,12 @@ def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]
       penalty=options.penalty,
       rates=personal_rates(options),
       global_rate=decayed(options, options.global_rate),
-      **steps(options),
+      **steps(options, federation),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune((model,), quantizer, trained, **finetune_options(options))
+    return finetune((model,), quantizer, trained, **finetune_options(options, federation))
 
   phases = frozen_last(options, variants, build, build_last)
   return Job(options, of_server(federation), variants, phases)

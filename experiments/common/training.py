@@ -16,6 +16,7 @@ from experiments.common.errors import Diverged
 from experiments.common.jobs import Job, Phase
 from experiments.common.options import Federated, Options
 from qupeD_jax import engine
+from qupeD_jax.algorithms.own_statistics import with_own_statistics
 from qupeD_jax.types import Algorithm, FedState
 
 
@@ -135,7 +136,8 @@ def _repeated(chunk: engine.Report, copies: int) -> engine.Report:
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
   """Builds a phase's algorithm for one run: its changes to the options, and where it starts."""
   changes, trained = setting
-  return phase.build(dataclasses.replace(options, **changes), trained)
+  algorithm = phase.build(dataclasses.replace(options, **changes), trained)
+  return with_own_statistics(algorithm) if options.own_statistics else algorithm
 
 
 def _measure(options: Options, phase: Phase, setting, state: FedState, data, cohorts) -> dict:
