@@ -57,8 +57,8 @@ class Options:
   """Few cases; their results are written beside those of the others."""
   models: tuple[Literal["mlp", "cnn1", "cnn2", "resnet20"], ...] = ()
   """Networks."""
-  methods: tuple[Literal["fedavg", "quped"], ...] = workload.METHODS
-  """FedAvg, and QuPeD at 2 bits."""
+  methods: tuple[Literal["fedavg", "quped", "simultaneous"], ...] = workload.METHODS
+  """FedAvg, QuPeD at 2 bits, and QuPeD with all gradients of a step taken at once."""
   forms: tuple[Literal["ours", "lax", "map", "loop", "torch", "torch-vmap"], ...] = tuple(_FLAGS)
   """Contenders."""
   clients: tuple[int, ...] = ()
@@ -103,6 +103,7 @@ class Ratio(NamedTuple):
   """QuPeD's step over FedAvg's, of the same form in the same turns."""
 
   case: Case
+  method: str
   form: str
   ratio: timing.Quartiles
 
@@ -163,7 +164,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def time_case(case: Case, options: Options, peak: float) -> tuple[list[Row], list[Ratio]]:
-  """Times all contenders of a case, both methods in the same turns."""
+  """Times all contenders of a case, all methods in the same turns."""
   shared = workload.federation(case)
   tasks = {method: workload.make_task(case, method, *shared) for method in options.methods}
   wanted = [_FLAGS[flag] for flag in _FLAGS if flag in options.forms]
@@ -180,9 +181,9 @@ def time_case(case: Case, options: Options, peak: float) -> tuple[list[Row], lis
     ours = times.get((method, OURS))
     rows[method, form] = _row(tasks[method], form, made[method, form], seconds, ours, peak)
   ratios = [
-    Ratio(case, form, timing.quartiles(times["quped", form] / times["fedavg", form]))
-    for form in wanted
-    if {("quped", form), ("fedavg", form)} <= set(times)
+    Ratio(case, method, form, timing.quartiles(seconds / times["fedavg", form]))
+    for (method, form), seconds in times.items()
+    if method != "fedavg" and ("fedavg", form) in times
   ]
   return [rows[key] for key in itertools.product(options.methods, wanted)], ratios
 
@@ -274,7 +275,11 @@ _COLUMNS = (
   "MB per client",
   "of arrays",
 )
-_METHODS = {"fedavg": "FedAvg", "quped": "QuPeD 2 bit"}
+_METHODS = {
+  "fedavg": "FedAvg",
+  "quped": "QuPeD 2 bit",
+  "simultaneous": "QuPeD 2 bit, at once",
+}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -285,9 +290,12 @@ def report(result: dict[str, Any]) -> str:
   if timed:
     parts.append(tables.markdown([_COLUMNS, *map(_cells, timed)], texts=3))
   if ratios:
-    head = ("QuPeD's step over FedAvg's", "Contender", "ratio", "quartiles")
-    lines = [(_title(r.case), r.form, f"{r.ratio.median:.2f}", _spread(r.ratio)) for r in ratios]
-    parts.append(tables.markdown([head, *lines], texts=2))
+    head = ("Step over FedAvg's", "Method", "Contender", "ratio", "quartiles")
+    lines = [
+      (_title(r.case), _METHODS[r.method], r.form, f"{r.ratio.median:.2f}", _spread(r.ratio))
+      for r in ratios
+    ]
+    parts.append(tables.markdown([head, *lines], texts=3))
   left_out = dict.fromkeys(
     f"- {_METHODS[row.method]}, {row.form}, {row.case.model}: {row.skipped}.\n"
     for row in rows

@@ -16,13 +16,14 @@ from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, Model, 
 CLASSES = 10
 RATE = 0.02  # of all gradient steps: small enough for hundreds of rounds on noise
 BITS = 2
-METHODS = ("fedavg", "quped")
+METHODS = ("fedavg", "quped", "simultaneous")
 KEY = 0
 
 # Forward passes of the network that one step costs, a backward pass counting as two. FedAvg: one
 # forward and backward. QuPeD: one each for w, for x, for Q at the old x and for Q at the new x,
 # whence the centers' gradient; and a forward each for x and Q after both moved, which teach w.
-FORWARDS = {"fedavg": 3, "quped": 4 * 3 + 2}
+# Taken at once, its gradients are one forward and backward each of w, x and Q.
+FORWARDS = {"fedavg": 3, "quped": 4 * 3 + 2, "simultaneous": 3 * 3}
 
 
 class Case(NamedTuple):
@@ -100,8 +101,9 @@ def algorithm(case: Case, method: str, conv_form: str | None = None) -> Algorith
   if method == "fedavg":
     return fedavg(model, rate=RATE, **local)
   quantizer = quantizers.learned_codebook(max_bits=BITS)
-  rates = client.Rates(weights=RATE)
-  return quped(model, (model,), quantizer, rates=rates, global_rate=RATE, **local)
+  rates = {"rates": client.Rates(weights=RATE), "global_rate": RATE}
+  simultaneous = method == "simultaneous"
+  return quped(model, (model,), quantizer, simultaneous=simultaneous, **rates, **local)
 
 
 def make_task(case: Case, method: str, data: Dataset, cohort: Cohort) -> Task:

@@ -1,6 +1,7 @@
 """Set-up that has to happen before jax is imported."""
 
 import os
+import tempfile
 
 # Several devices on one CPU, for sharding. And programs of the tests run for milliseconds but take
 # seconds to compile: LLVM's costly passes, which change speed alone, are left out.
@@ -12,6 +13,15 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_llvm_disable_expensive_passes=true",
   ]
 )
+
+# Many tests compile the same programs: for as long as they run, what one has compiled serves all.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+for name, value in {
+  "JAX_COMPILATION_CACHE_DIR": _PROGRAMS.name,
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+  os.environ.setdefault(name, value)  # a worker has its parent's
 
 from hypothesis import settings
 

@@ -95,14 +95,14 @@ def test_the_results_are_json_with_a_row_per_contender(written):
     assert row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
     assert 0.5 < row["xla_flops"] / row["flops"] < 2
     assert row["bytes_per_client"] > 0
-  assert [ratio["form"] for ratio in result["ratios"]] == [steps.OURS]
+  assert [ratio["method"] for ratio in result["ratios"]] == ["quped", "simultaneous"]
 
 
 def test_the_table_has_every_timed_contender_and_says_what_is_left_out(written):
   text = written.with_suffix(".md").read_text("utf-8")
   cells = [[c.strip() for c in line.split("|")] for line in text.splitlines()]
   shown = [(c[2], c[3]) for c in cells if len(c) == len(steps._COLUMNS) + 2][2:]
-  assert shown == [(method, steps.OURS) for method in ("FedAvg", "QuPeD 2 bit")]
+  assert shown == [(method, steps.OURS) for method in steps._METHODS.values()]
   assert "- FedAvg, vmap of lax.conv, mlp: without a convolution it is ours." in text
 
 
@@ -133,3 +133,4 @@ def test_flops_are_counted_by_formula():
   one = 2 * (64 * 64 + 64 * 64 + 64 * 10)  # multiply-adds of the MLP's forward pass
   assert workload.step_flops(MLP, "fedavg") == 3 * 3 * 4 * one
   assert workload.step_flops(MLP, "quped") == 14 * 3 * 4 * one
+  assert workload.step_flops(MLP, "simultaneous") == 9 * 3 * 4 * one

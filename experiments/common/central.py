@@ -51,7 +51,7 @@ class Central(Federated):
   momentum: float = 0.9
   """Of the weights' gradient descent."""
   weight_decay: float = 1e-4
-  """Of all parameters."""
+  """Decay of all parameters in a step, before the rate."""
   proximity: float = 1e-5
   """Weight of the pull toward the centers at first; it grows by as much every epoch of 250."""
   centers_rate: float = 1e-4
