@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+from hypothesis import settings
+
 # Several devices on one CPU, for sharding. And programs of the tests run for milliseconds but take
 # seconds to compile: LLVM's costly passes, which change speed alone, are left out.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -22,8 +24,6 @@ for name, value in {
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }.items():
   os.environ.setdefault(name, value)  # a worker has its parent's
-
-from hypothesis import settings
 
 # No test asserts a time.
 settings.register_profile("qupeD", deadline=None, max_examples=50, derandomize=True)
