@@ -87,12 +87,13 @@ def test_the_gradient_mapping_is_measured_along_training_alone():
     assert not any(phase.measures for phase in rest)
 
 
-def test_algorithm_1_is_local_training_of_one_client():
-  options = dataclasses.replace(OPTIONS, finetune_rounds=0, momentum=0.0, weight_decay=0.0)
-  job = job_of("Algorithm 1", finetune_rounds=0, momentum=0.0, weight_decay=0.0)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_algorithm_1_is_local_training_of_one_client(share):
+  plain = {"finetune_rounds": 0, "momentum": 0.0, "weight_decay": 0.0, "straight_through": share}
+  options, job = dataclasses.replace(OPTIONS, **plain), job_of("Algorithm 1", **plain)
   quantizer = quantizers.learned_codebook(max_bits=2, clip=10.0, clip_weights=1.0)
   work = {"rates": central.rates(options), "local_steps": 2, "batch_size": 16}
-  alone = local(federation().models, quantizer, **work)
+  alone = local(federation().models, quantizer, straight_through=share, **work)
 
   @jax.jit
   def run(data, cohorts):
@@ -182,6 +183,7 @@ BAD = {
   "only": ("Adam",), "bits": (0,), "weights_rate": 0.0, "momentum": 1.0, "weight_decay": -1.0,
   "proximity": 0.0, "centers_rate": -1.0, "centers_clip": 0.0, "weights_clip": 0.0,
   "sharpness": float("nan"), "relaxation": -1.0, "measured_rows": -1, "minutes": 0.0,
+  "straight_through": 2.0,
 }  # fmt: skip
 
 

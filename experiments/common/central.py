@@ -60,6 +60,8 @@ class Central(Federated):
   """Bound of every center's gradient."""
   weights_clip: float = 1.0
   """Bound of the quantised weights."""
+  straight_through: float = 0.0
+  """Share of the weights' gradient that Algorithm 1 takes at Q; 0 is the paper's."""
   sharpness: float = 200.0
   """P of the soft quantisation, where it is one."""
   relaxation: float = 1.0
@@ -161,6 +163,7 @@ def _check(options: Central) -> None:
   for name in ("weights_rate", "proximity", "centers_rate", "centers_clip", "weights_clip",
                "sharpness"):  # fmt: skip
     checks.positive(f"--{name.replace('_', '-')}", getattr(options, name))
+  checks.share("--straight-through", options.straight_through)
   checks.non_negative("--weight-decay", options.weight_decay)
   checks.non_negative("--relaxation", options.relaxation)
   checks.fraction("--momentum", options.momentum, closed=False)
@@ -211,6 +214,7 @@ def _training(federation: Federation, quantizer: Quantizer) -> Callable:
       federation.models,
       quantizer,
       rates=rates(options),
+      straight_through=options.straight_through,
       start=_start(options, federation),
       **_work(options, federation),
     )
