@@ -137,7 +137,8 @@ def over_clients(
   def run(client_fn, cohort, states):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
     states, uploads, loss = jax.vmap(client_fn)(keys, states, (cohort.index, cohort.size))
-    return states, uploads, Info(cohort.client, cohort.size, loss)
+    none_dropped = jnp.zeros(cohort.size.shape, bool)
+    return states, uploads, Info(cohort.client, cohort.size, loss, none_dropped)
 
   return tuple(zip(*map(run, client_fns, cohorts, clients), strict=True))
 

@@ -41,6 +41,7 @@ class Report(NamedTuple):
   state: FedState  # leaves [R, ...]; to be read during the callback only
   rounds: np.ndarray  # [r] int32, the rounds of this chunk, counted from 1
   loss: np.ndarray  # [R, r] float32, mean over the clients that took part
+  dropped: np.ndarray  # [R, r] int, uploads that the server did not take: they were not finite
   seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
   measures: dict[str, np.ndarray]  # likewise, of what else was measured
@@ -151,7 +152,8 @@ def run(
     _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
     scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
     measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
-    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores, measures))
+    loss, dropped = _mean_loss(infos), sum(np.sum(info.dropped, axis=-1) for info in infos)
+    callback(Report(state, numbers, loss, dropped, train_seconds, scores, measures))
     done += length
   return Result(state, compile_seconds, train_seconds)
 

@@ -1,39 +1,42 @@
-"""What the server does: weigh its clients and average what they send."""
+"""What the server does: combine what its clients send."""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client, tree
+from qupeD_jax import checks, client
+from qupeD_jax.aggregate import Aggregate
 from qupeD_jax.types import Algorithm, Array, Cohort, FedState, Info, Model, PyTree, Scored
 
-
-def uniform(cohort: Cohort) -> Array:
-  """Weighs every client equally, [K] float32, and padding not at all."""
-  return (cohort.size > 0).astype(jnp.float32)
+_COMBINE = 0xC03B  # sets an aggregate's random numbers apart from those of the clients
 
 
-def by_size(cohort: Cohort) -> Array:
-  """Weighs every client by its number of training rows, [K] float32."""
-  return cohort.size.astype(jnp.float32)
-
-
-def average(
-  uploads: tuple[PyTree, ...], cohorts: tuple[Cohort, ...], weigh: Callable, before: PyTree
-) -> PyTree:
-  """Averages the clients' uploads.
+def combine(
+  aggregate: Aggregate,
+  key: Array,
+  uploads: tuple[PyTree, ...],
+  cohorts: tuple[Cohort, ...],
+  before: PyTree,
+  info: tuple[Info, ...],
+) -> tuple[PyTree, tuple[Info, ...]]:
+  """Combines what the clients send, and notes whose upload was not taken.
 
   Args:
+    aggregate: how, see `aggregate`.
+    key: of the round.
     uploads: one pytree per cohort, leaves [K, ...].
     cohorts: the clients that sent them.
-    weigh: cohort -> weights [K].
-    before: what the server keeps if nobody sent anything.
+    before: what the server keeps if nothing came that counts.
+    info: what the clients report.
 
   Returns:
-    The mean, leaves [...].
+    The server's new variables, leaves [...], and what is reported.
   """
-  return tree.weighted_mean(uploads, tuple(weigh(cohort) for cohort in cohorts), before)
+  after, kept = aggregate(jax.random.fold_in(key, _COMBINE), uploads, cohorts, before)
+  noted = tuple(i._replace(dropped=(i.size > 0) & ~k) for i, k in zip(info, kept, strict=True))
+  return after, noted
 
 
 def score_global(model: Model, variables: PyTree, cohorts: tuple[Cohort, ...]):
@@ -66,16 +69,16 @@ def train_beside(
   key: Array,
   state: FedState,
   cohorts: tuple[Cohort, ...],
-  weigh: Callable,
+  aggregate: Aggregate,
 ) -> tuple[FedState, tuple[Info, ...]]:
   """Runs a round in which clients train a personal model beside a copy of the server's.
 
   Args:
     trains: one per cohort, of `client.local_round`; what they carry is (personal, copy).
     key: of this round.
-    state: the clients keep their personal models, the server's is the mean of the copies.
+    state: the clients keep their personal models, the server's is made of the copies.
     cohorts: the clients.
-    weigh: cohort -> weights [K] of the mean.
+    aggregate: how the copies are combined.
 
   Returns:
     The state after the round, and what is reported.
@@ -90,8 +93,8 @@ def train_beside(
 
   fns = tuple(map(client_fn, trains))
   clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
-  mean = average(uploads, cohorts, weigh, state.server)
-  return FedState(mean, clients, state.round + 1), info
+  copy, info = combine(aggregate, key, uploads, cohorts, state.server, info)
+  return FedState(copy, clients, state.round + 1), info
 
 
 def averaging(
@@ -103,7 +106,7 @@ def averaging(
   local_steps: int,
   batch_size: int,
   augment: Callable | None,
-  weigh: Callable,
+  aggregate: Aggregate,
   start: PyTree | None,
 ) -> Algorithm:
   """Builds federated averaging of whatever the clients minimise.
@@ -116,7 +119,7 @@ def averaging(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the average.
+    aggregate: how the server combines the w_i.
     start: the server's first variables; None draws them.
 
   Returns:
@@ -148,7 +151,7 @@ def averaging(
       return nothing, variables, loss
 
     clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
-    server = average(uploads, cohorts, weigh, state.server)
+    server, info = combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(server, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):

@@ -11,21 +11,29 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
   return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), tree)
 
 
-def weighted_mean(trees: tuple[PyTree, ...], weights: tuple[Array, ...], default: PyTree) -> PyTree:
+def over(axis: str | None, sums: PyTree) -> PyTree:
+  """Adds up partial sums over a mapped axis; without one they are whole."""
+  return sums if axis is None else jax.lax.psum(sums, axis)
+
+
+def weighted_mean(
+  trees: tuple[PyTree, ...], weights: tuple[Array, ...], default: PyTree, axis: str | None = None
+) -> PyTree:
   """Averages over the clients of all cohorts.
 
   Args:
     trees: one pytree per cohort, leaves [K, ...].
     weights: one array per cohort, [K] float32, at least 0.
     default: what is returned if every weight is 0, leaves [...].
+    axis: a mapped axis over which the clients are spread; None for nowhere.
 
   Returns:
     The mean, leaves [...], in the dtypes of `default`.
   """
-  total = sum(jnp.sum(w) for w in weights)
+  total = over(axis, sum(jnp.sum(w) for w in weights))
   scale = 1.0 / jnp.where(total > 0, total, 1.0)
   sums = [weighted_sum(tree, w * scale) for tree, w in zip(trees, weights, strict=True)]
-  mean = jax.tree.map(lambda *leaves: sum(leaves), *sums)
+  mean = over(axis, jax.tree.map(lambda *leaves: sum(leaves), *sums))
   return jax.tree.map(lambda m, d: jnp.where(total > 0, m, d).astype(d.dtype), mean, default)
 
 

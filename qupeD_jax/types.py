@@ -76,6 +76,7 @@ class Info(NamedTuple):
   client: Array  # [k] int32
   size: Array  # [k] int32
   loss: Array  # [k] float32, mean over the local steps
+  dropped: Array  # [k] bool, the server got an upload and did not take it
 
 
 class Quantizer(NamedTuple):

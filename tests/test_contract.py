@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import client, losses, quantize, quantizers, server
+from qupeD_jax import client, losses, quantize, quantizers
+from qupeD_jax.aggregate import weighted_mean
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
@@ -374,7 +375,7 @@ def test_every_batch_is_augmented(make):
 @pytest.mark.parametrize("make", BY_RATE, ids=lambda make: make.__name__)
 def test_the_server_weighs_its_clients_as_told(make):
   """A client that weighs nothing might as well not be there."""
-  algorithm = BY_RATE[make](0.1, weigh=lambda cohort: (cohort.client == 1).astype(jnp.float32))
+  algorithm = BY_RATE[make](0.1, aggregate=weighted_mean(lambda cohort: (cohort.client == 1) * 1.0))
   one_round = jax.jit(algorithm.round)
   servers = []
   for groups in (PAIR_OF_CLIENTS, (toy.cohort([1], [32]),)):
@@ -384,10 +385,15 @@ def test_the_server_weighs_its_clients_as_told(make):
 
 
 def test_clients_weigh_by_default_as_in_the_papers():
-  default = {make: inspect.signature(make).parameters["weigh"].default for make in BY_RATE}
-  equal = {make for make in BY_RATE if default[make] is server.uniform}
-  assert equal == {pfedme, qupel, quped}
-  assert all(default[make] is server.by_size for make in BY_RATE.keys() - equal)
+  """Two clients, at 0 and at 1, the first with three times as many rows."""
+  (pair,) = PAIR_OF_CLIENTS
+  sent = ({"w": jnp.float32([0, 1])},), (pair._replace(size=np.int32([9, 3])),)
+  found = {}
+  for make in BY_RATE:
+    default = inspect.signature(make).parameters["aggregate"].default
+    found[make] = float(default(KEY, *sent, {"w": jnp.float32(7)})[0]["w"])
+  assert {make for make in BY_RATE if found[make] == 0.5} == {pfedme, qupel, quped}
+  assert all(found[make] == 0.25 for make in BY_RATE.keys() - {pfedme, qupel, quped})
 
 
 def only(name, value, allowed):

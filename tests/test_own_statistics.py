@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from qupeD_jax import client, evaluate, models, server
+from qupeD_jax import aggregate, client, evaluate, models
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
@@ -168,7 +168,7 @@ def test_without_it_the_server_averages_statistics_as_it_does_parameters():
   groups = cohorts()
   stats = [{"stats": {"var": jnp.arange(n, dtype=jnp.float32) + n}} for n in (3, 2)]
   before = {"stats": {"var": jnp.float32(0)}}
-  mean = server.average(tuple(stats), groups, server.uniform, before)
+  mean, _ = aggregate.mean()(None, tuple(stats), groups, before)
   np.testing.assert_allclose(mean["stats"]["var"], (3 + 4 + 5 + 2 + 3) / 5, rtol=1e-6)
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import quantizers, server
+from qupeD_jax import quantizers
+from qupeD_jax.aggregate import mean
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fedprox import fedprox
@@ -116,7 +117,7 @@ def test_fedprox_without_its_term_is_fedavg():
 
 def test_equal_amounts_of_data_weigh_equally():
   a = train(fedavg(SERVER, **STEPS), cohorts())
-  b = train(fedavg(SERVER, weigh=server.uniform, **STEPS), cohorts())
+  b = train(fedavg(SERVER, aggregate=mean(), **STEPS), cohorts())
   chex.assert_trees_all_close(a, b, **EXACTLY)
 
 

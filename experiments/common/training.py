@@ -129,8 +129,9 @@ def _copied(state: FedState, copies: int) -> FedState:
 def _repeated(chunk: engine.Report, copies: int) -> engine.Report:
   """Reports what one variant's runs did as what as many variants did; the state stays theirs."""
   again = lambda of_runs: {name: np.concatenate([v] * copies) for name, v in of_runs.items()}
-  loss = np.concatenate([chunk.loss] * copies)
-  return chunk._replace(loss=loss, scores=again(chunk.scores), measures=again(chunk.measures))
+  loss, dropped = (np.concatenate([of_runs] * copies) for of_runs in (chunk.loss, chunk.dropped))
+  scores, measures = again(chunk.scores), again(chunk.measures)
+  return chunk._replace(loss=loss, dropped=dropped, scores=scores, measures=measures)
 
 
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
@@ -195,7 +196,8 @@ def rows_of(job: Job, chunk: engine.Report, first: int) -> list[dict]:
     enumerate(methods_of_runs(job)), enumerate(chunk.rounds)
   ):
     row = {"method": method, "seed": seed, "round": first + int(round_)}
-    row |= {"loss": float(chunk.loss[run_, j]), "accuracy": None, "global_accuracy": None}
+    row |= {"loss": float(chunk.loss[run_, j]), "dropped": int(chunk.dropped[run_, j])}
+    row |= {"accuracy": None, "global_accuracy": None}
     row |= measured
     if j == len(chunk.rounds) - 1:
       row |= _evaluation(chunk, run_)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from qupeD_jax import checks, client, server, tree
+from qupeD_jax.aggregate import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -21,7 +22,7 @@ def ditto(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.by_size,
+  aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds Ditto. A client's local step, w being the server's model as it was sent out, is
@@ -41,7 +42,7 @@ def ditto(
     local_steps: tau, steps of a round; each takes one step of w and one of v, on the same batch.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i.
+    aggregate: how the server combines the w_i; by default the mean by their data.
     start: the first variables of w and all v_i; None draws them.
 
   Returns:
@@ -73,7 +74,7 @@ def ditto(
 
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
-    return server.train_beside((train,) * len(cohorts), key, state, cohorts, weigh)
+    return server.train_beside((train,) * len(cohorts), key, state, cohorts, aggregate)
 
   def personalize(key, state, data, cohorts):
     del key, data

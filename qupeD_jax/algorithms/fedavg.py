@@ -9,6 +9,7 @@ from collections.abc import Callable
 import optax
 
 from qupeD_jax import client, server
+from qupeD_jax.aggregate import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
@@ -20,7 +21,7 @@ def fedavg(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.by_size,
+  aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds FedAvg: every client minimises f_i(w_i) for tau steps, w becomes their mean.
@@ -32,7 +33,7 @@ def fedavg(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean: by their data, as in the paper, or `server.uniform`.
+    aggregate: how the server combines the w_i; the mean by their data, as in the paper, or another.
     start: the server's first variables; None draws them.
 
   Returns:
@@ -54,6 +55,6 @@ def fedavg(
     local_steps=local_steps,
     batch_size=batch_size,
     augment=augment,
-    weigh=weigh,
+    aggregate=aggregate,
     start=start,
   )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import optax
 
 from qupeD_jax import checks, client, server, tree
+from qupeD_jax.aggregate import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
@@ -21,14 +22,14 @@ def fedprox(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.by_size,
+  aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds FedProx: every client minimises f_i(w_i) + mu/2 ||w_i - w||^2; mu = 0 is FedAvg.
 
   Args:
     mu: weight of the proximal term, at least 0.
-    model, rate, optimizer, local_steps, batch_size, augment, weigh, start: as in `fedavg`.
+    model, rate, optimizer, local_steps, batch_size, augment, aggregate, start: as in `fedavg`.
 
   Returns:
     An Algorithm; scored is the server's model, as "global" and as "personal".
@@ -51,6 +52,6 @@ def fedprox(
     local_steps=local_steps,
     batch_size=batch_size,
     augment=augment,
-    weigh=weigh,
+    aggregate=aggregate,
     start=start,
   )

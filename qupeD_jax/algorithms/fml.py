@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from qupeD_jax import checks, client, server, tree
+from qupeD_jax.aggregate import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -25,7 +26,7 @@ def fml(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.by_size,
+  aggregate: Aggregate = weighted_mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
   """Builds FML. A client's local step on one batch, both gradients taken at the models before it:
@@ -46,7 +47,7 @@ def fml(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i.
+    aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's variables and one client model's per cohort; None draws them.
 
   Returns:
@@ -94,7 +95,7 @@ def fml(
       )
       for model in client_models
     )
-    return server.train_beside(trains, key, state, cohorts, weigh)
+    return server.train_beside(trains, key, state, cohorts, aggregate)
 
   def personalize(key, state, data, cohorts):
     del key, data

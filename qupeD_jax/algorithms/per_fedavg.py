@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks, client, server, tree
+from qupeD_jax.aggregate import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -22,7 +23,7 @@ def per_fedavg(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.by_size,
+  aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds Per-FedAvg. A client's local step, on two batches, is
@@ -42,7 +43,7 @@ def per_fedavg(
     batch_size: B, of each of the two batches.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew, those that adapt a model included;
       None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i.
+    aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's first variables; None draws them.
 
   Returns:
@@ -83,8 +84,8 @@ def per_fedavg(
       return nothing, copy, loss
 
     clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
-    mean = server.average(uploads, cohorts, weigh, state.server)
-    return FedState(mean, clients, state.round + 1), info
+    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
+    return FedState(combined, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):
     step = lambda variables, step, batch: adapt(variables, batch)

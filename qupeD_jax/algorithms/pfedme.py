@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks, client, server, tree
+from qupeD_jax.aggregate import Aggregate, mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -24,7 +25,7 @@ def pfedme(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.uniform,
+  aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds pFedMe. A client's local step, on one batch, is
@@ -48,7 +49,7 @@ def pfedme(
     local_steps: tau, steps of a round; each costs K gradients.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper.
+    aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's first variables; None draws them.
 
   Returns:
@@ -99,8 +100,8 @@ def pfedme(
       return personal, {**personal, "params": anchor}, loss
 
     clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
-    mean = server.average(uploads, cohorts, weigh, state.server)
-    mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, mean)
+    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
+    mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, combined)
     return FedState(mixed, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):

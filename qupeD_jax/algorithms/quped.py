@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks, client, losses, server, tree
+from qupeD_jax.aggregate import Aggregate, mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 
@@ -34,7 +35,7 @@ def quped(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.uniform,
+  aggregate: Aggregate = mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
   """Builds QuPeD. With p = lambda_p, a client's local step on one batch is
@@ -74,7 +75,7 @@ def quped(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
+    aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's variables and one client model's per cohort; None draws them.
 
   Returns:
@@ -166,7 +167,7 @@ def quped(
 
     fns = tuple(client_fn(model) for model in client_models)
     clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
-    copy = server.average(uploads, cohorts, weigh, state.server)
+    copy, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(copy, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):

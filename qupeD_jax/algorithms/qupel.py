@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks, client, quantize, server, tree
+from qupeD_jax.aggregate import Aggregate, mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 
@@ -25,7 +26,7 @@ def qupel(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
-  weigh: Callable = server.uniform,
+  aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
   """Builds QuPeL. A client's local step on one batch is that of QuPeD with another tie to w:
@@ -51,7 +52,7 @@ def qupel(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    weigh: cohort -> weights [K] of the mean of the w_i; equal, as in the paper, or `by_size`.
+    aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: variables that the server and all clients start from; None draws them.
 
   Returns:
@@ -110,7 +111,7 @@ def qupel(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
-    return server.train_beside((train,) * len(cohorts), key, state, cohorts, weigh)
+    return server.train_beside((train,) * len(cohorts), key, state, cohorts, aggregate)
 
   def personalize(key, state, data, cohorts):
     del key, data
