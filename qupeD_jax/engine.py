@@ -1,7 +1,7 @@
 """Runs algorithms: compiled once, rounds scanned on the device, whole runs side by side by vmap.
 
 `simulate` is the pure core, to be used under jit and vmap at will. `run` drives it from the host in
-chunks, between which it calls back.
+chunks, between which it calls back; on several devices, each has its share of the clients.
 """
 
 import time
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from qupeD_jax import checks, evaluate
+from qupeD_jax import checks, evaluate, parallel
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, PyTree
 
 
@@ -103,6 +104,7 @@ def run(
   measure: Callable | None = None,
   callback: Callable[[Report], None] = lambda report: None,
   state: FedState | None = None,
+  mesh: Mesh | None = None,
 ) -> Result:
   """Trains R runs side by side, from round 0 or from a given state.
 
@@ -120,6 +122,8 @@ def run(
       chunk, one run after the other, so that it may look at many rows at once; None for nothing.
     callback: called on the host after each chunk.
     state: to go on from, leaves [R, ...]; its memory is taken over.
+    mesh: devices that share the clients (`parallel.make_mesh`), K a multiple of their number; what
+      an algorithm does across its clients must name `parallel.AXIS`. None is the one device.
 
   Returns:
     The final state and where the time went.
@@ -131,36 +135,63 @@ def run(
   """
   checks.at_least("--rounds", rounds, 1)
   checks.at_least("--eval-every", every, 1)
-  data, runs, scored = jax.device_put((data, runs, scored))
+  cohorts = runs.cohorts
+  data, runs = _place(data, runs, mesh)
+  scored = None if scored is None else parallel.spread(*scored, mesh)
   start = time.perf_counter()
   if state is None:
-    state = _compile(jax.vmap(_initialise(build), (0, None)), runs, data)(runs, data)
-  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
-  train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
-  score = None if scored is None else _compile_score(build, runs, state, data, scored)
-  take = None if measure is None else _compile_measure(measure, runs, state, data)
+    init = parallel.over_devices(jax.vmap(_initialise(build), (0, None)), mesh, parallel.STATE)
+    state = _compile(init, runs, data)(runs, data)
+  else:
+    state = parallel.place(state, mesh)
+  train = compile_chunk(build, every, runs, state, data, mesh)
+  score = None if scored is None else _compile_score(build, runs, state, data, scored, mesh)
+  take = None if measure is None else _compile_measure(measure, runs, state, data, mesh)
   compile_seconds, train_seconds = time.perf_counter() - start, 0.0
 
   done = int(np.min(state.round))
   while done < rounds:
     start = time.perf_counter()
     length = min(every, rounds - done)
-    state, infos, broken = train(runs, state, data, jnp.int32(length))
-    infos = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :length], infos)  # noqa: B023
+    state, report = train(runs, state, data, np.int32(length))
+    infos, broken, digest = parallel.fetch(report)
+    _require_one_server(digest)
+    infos = jax.tree.map(lambda leaf: leaf[:, :length], infos)  # noqa: B023
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
-    _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
-    scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
-    measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
+    _require_finite(infos, broken, cohorts, numbers)
+    scores = {} if score is None else by_client(score(runs, state, data, scored), cohorts)
+    measures = {} if take is None else by_client(take(runs, state, data), cohorts)
     loss, dropped = _mean_loss(infos), sum(np.sum(info.dropped, axis=-1) for info in infos)
     callback(Report(state, numbers, loss, dropped, train_seconds, scores, measures))
     done += length
   return Result(state, compile_seconds, train_seconds)
 
 
-def initial_shapes(build: Callable[[Any], Algorithm], runs: Runs, data: Dataset) -> FedState:
-  """Returns the shapes of the state that `run` starts from, as of `jax.eval_shape`."""
-  return jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
+def compile_chunk(
+  build: Callable[[Any], Algorithm],
+  every: int,
+  runs: Runs,
+  state: FedState,
+  data: Dataset,
+  mesh: Mesh | None = None,
+):
+  """Compiles the program that trains: (runs, state, data, rounds) -> (state, what it reports).
+
+  Args as in `run`, but on the devices already; of `state` the shapes are enough. The program takes
+  the memory of its state over.
+  """
+  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
+  chunk = parallel.over_devices(chunk, mesh, (parallel.STATE, parallel.REPORT))
+  return _compile(chunk, runs, state, data, np.int32(0), donate=1)
+
+
+def initial_shapes(
+  build: Callable[[Any], Algorithm], runs: Runs, data: Dataset, mesh: Mesh | None = None
+) -> FedState:
+  """Returns the shapes of the state that `run` starts from, and on a mesh where its parts lie."""
+  shapes = jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
+  return parallel.lay_out(shapes, mesh)
 
 
 def score(
@@ -169,14 +200,23 @@ def score(
   state: FedState,
   data: Dataset,
   scored: tuple[Dataset, tuple[Cohort, ...]],
+  mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
   """Scores what R runs have to show on given rows, such as the test rows at the end.
 
   Args and the form of what is returned as in `run` and `Report`: name -> [R, clients] float32.
   """
-  data, runs, scored = jax.device_put((data, runs, scored))
-  scores = _compile_score(build, runs, state, data, scored)(runs, state, data, scored)
-  return by_client(scores, runs.cohorts)
+  cohorts = runs.cohorts
+  data, runs = _place(data, runs, mesh)
+  state, scored = parallel.place(state, mesh), parallel.spread(*scored, mesh)
+  scores = _compile_score(build, runs, state, data, scored, mesh)(runs, state, data, scored)
+  return by_client(scores, cohorts)
+
+
+def _place(data: Dataset, runs: Runs, mesh: Mesh | None) -> tuple[Dataset, Runs]:
+  """Puts training rows and runs on the devices."""
+  data, cohorts = parallel.spread(data, runs.cohorts, mesh)
+  return data, parallel.place(runs._replace(cohorts=()), mesh)._replace(cohorts=cohorts)
 
 
 def _initialise(build):
@@ -191,7 +231,7 @@ def _chunk(build, max_rounds: int):
     key = jax.random.fold_in(one.key, 1)
     algorithm = build(one.setting)
     state, infos = simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
-    return state, infos, _broken(state, one.cohorts)
+    return state, (infos, _broken(state, one.cohorts), _digest(state.server))
 
   return chunk
 
@@ -209,6 +249,17 @@ def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
   )
 
 
+def _digest(server: PyTree) -> Array:
+  """Sums the server's numbers up, [1]: devices that hold the same server find the same sum."""
+  return jnp.float32(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(server))).reshape(1)
+
+
+def _require_one_server(digest: np.ndarray) -> None:
+  """Raises ValueError if the servers of the devices, [R, devices], drift apart."""
+  if not np.array_equal(digest, np.broadcast_to(digest[:, :1], digest.shape), equal_nan=True):
+    raise ValueError("the devices' servers differ: what crosses clients must name parallel.AXIS")
+
+
 def _compile(fn, *arguments, donate=()):
   """Compiles ahead of time: a call that would need a second compilation is an error."""
   lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
@@ -218,7 +269,7 @@ def _compile(fn, *arguments, donate=()):
   return lowered.compile(compiler_options=low_effort)
 
 
-def _compile_score(build, runs, state, data, scored):
+def _compile_score(build, runs, state, data, scored, mesh):
   def score(one: Runs, state, data, scored_data, scored_cohorts):
     key = jax.random.fold_in(one.key, 2)
     return evaluate.accuracies(
@@ -227,15 +278,15 @@ def _compile_score(build, runs, state, data, scored):
 
   over_runs = jax.vmap(score, (0, 0, None, None, 0))
   fn = lambda runs, state, data, scored: over_runs(runs, state, data, *scored)
-  return _compile(fn, runs, state, data, scored)
+  return _compile(parallel.over_devices(fn, mesh, parallel.REPORT), runs, state, data, scored)
 
 
-def _compile_measure(measure, runs, state, data):
+def _compile_measure(measure, runs, state, data, mesh):
   def over_runs(runs, state, data):
     of_run = lambda one: measure(one[0].setting, one[1], data, one[0].cohorts)
     return jax.lax.map(of_run, (runs, state))
 
-  return _compile(over_runs, runs, state, data)
+  return _compile(parallel.over_devices(over_runs, mesh, parallel.REPORT), runs, state, data)
 
 
 def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
@@ -266,6 +317,6 @@ def by_client(
   client = np.concatenate([np.asarray(cohort.client)[0] for cohort in cohorts])
   order = np.argsort(client, kind="stable")[np.sum(client < 0) :]
   return {
-    name: np.concatenate([np.asarray(part) for part in parts], axis=1)[:, order]
-    for name, parts in per_cohort.items()
+    name: np.concatenate(parts, axis=1)[:, order]
+    for name, parts in parallel.fetch(per_cohort).items()
   }

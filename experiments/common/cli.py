@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from experiments.common.errors import Diverged, OutOfTime
+from experiments.common.errors import Diverged, Lost, OutOfTime
 from qupeD_jax.checks import BadInput
 
 FOLDER = Path(__file__).parent.parent
@@ -37,18 +37,28 @@ def main(arguments: Sequence[str]) -> int:
   if not arguments:
     print(listing())
     return 0
-  name, *rest = arguments
+  code = run(*arguments)
+  _leave(code)
+  return code
+
+
+def run(name: str, *arguments: str) -> int:
+  """Runs an experiment with the arguments as typed; returns the exit code."""
   keep_compiled()
   try:
     require_name(name)
     # Imported only now: a typo must not wait for jax.
     experiment = importlib.import_module(f"experiments.{name}")
-    experiment.main(parse(experiment.DEFAULTS, rest, name))
+    hosts = importlib.import_module("experiments.common.hosts")
+    options = parse(experiment.DEFAULTS, arguments, name)
+    if hosts.must_be_watched(options):
+      return hosts.watch([name, *arguments])
+    hosts.run(experiment.main, options)
   except BadInput as error:
     return _fail(error, BAD_INPUT)
   except KeyboardInterrupt:
     return _fail("interrupted; what was written so far can be read", INTERRUPTED)
-  except Diverged as error:
+  except (Diverged, Lost) as error:
     return _fail(error, FAILED)
   except OutOfTime as stopped:
     print(stopped)
@@ -185,3 +195,11 @@ def _first_line(name: str) -> str:
 def _fail(message: object, code: int) -> int:
   print("error:", " ".join(str(message).split()), file=sys.stderr)
   return code
+
+
+def _leave(code: int) -> None:
+  """Ends one of several processes at once if it failed: its orderly end waits for the others."""
+  jax = sys.modules.get("jax")
+  if code and jax and jax.distributed.is_initialized():
+    sys.stderr.flush()
+    os._exit(code)

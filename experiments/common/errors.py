@@ -11,3 +11,7 @@ class Diverged(RuntimeError):
 
 class OutOfTime(Exception):
   """The minutes that a run was given are over; it can be continued."""
+
+
+class Lost(RuntimeError):
+  """Another process of the run is gone; the message is one line."""

@@ -10,7 +10,7 @@ import optax
 
 from experiments.common.federation import Federation, of_server
 from experiments.common.options import Federated, Options
-from qupeD_jax import checks, client, quantize, quantizers
+from qupeD_jax import checks, client, parallel, quantize, quantizers
 from qupeD_jax.algorithms.sampling import with_sampling
 from qupeD_jax.data import augment, cohort
 from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
@@ -204,6 +204,11 @@ def sampled(options: Options, build: Callable) -> Callable:
     return build
 
   def build_sampled(options, trained) -> Algorithm:
-    return with_sampling(build(options, trained), options.participation)
+    return with_sampling(build(options, trained), options.participation, axis(options))
 
   return build_sampled
+
+
+def axis(options: Federated) -> str | None:
+  """Names the axis of the devices that share the clients; None where there is one device."""
+  return parallel.AXIS if parallel.make_mesh(options.devices) else None

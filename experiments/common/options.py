@@ -26,6 +26,15 @@ class Federated:
   minutes: float | None = None
   """Save and stop after so many; the same command goes on from there."""
 
+  devices: int = 1
+  """Devices, of each process, that share the clients."""
+  coordinator: str | None = None
+  """Where several processes meet: HOST:PORT of the first, or auto if SLURM or a TPU pod tells."""
+  processes: int | None = None
+  """How many there are; all are started with the same command but for --process."""
+  process: int | None = None
+  """Number of this process, from 0."""
+
   clients: int = 20
   """Number of clients."""
   partition: Literal["by_class", "dirichlet", "iid", "natural"] = "by_class"

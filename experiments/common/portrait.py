@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common.jobs import Job
-from qupeD_jax import quantize, report
+from qupeD_jax import parallel, quantize, report
 from qupeD_jax.types import FULL_PRECISION, FedState
 
 FOLDER = "snapshots"  # in the results folder, until the study is done
@@ -47,7 +47,7 @@ class Portrait(NamedTuple):
     books = getattr(state.clients[0], "codebooks", {})
     if not books:
       return
-    of_client = lambda leaf: np.asarray(leaf[self.run, self.slot])
+    of_client = lambda leaf: parallel.fetch(leaf[self.run, self.slot])
     centers = {path: of_client(book) for path, book in books.items()}
     kept = {f"centers/{path}": book[np.isfinite(book)] for path, book in centers.items()}
     if self._is_moment(before, done):

@@ -23,6 +23,7 @@ from qupeD_jax import (
   export,
   metrics,
   models,
+  parallel,
   quantize,
   report,
   tables,
@@ -169,7 +170,7 @@ def run_job(
   Returns:
     Two dicts by method: the entries of summary.json and those of accuracies.json.
   """
-  options, federation = job.options, job.federation
+  options = job.options
   bar.start(job_name(job))
 
   def record(done: int, chunk: engine.Report) -> None:
@@ -181,8 +182,7 @@ def run_job(
     bar.advance(len(chunk.rounds), rows)
 
   trained = training.train(job, record, saves)
-  testing = training.scored_rows(job, fed.testing(federation, federation.groups))
-  scores = engine.score(trained.build, trained.runs, trained.state, federation.train, testing)
+  scores = training.score_tests(job, trained)
   if sitter:
     sitter.draw(folder)
   save_models(job, trained.state, folder)
@@ -290,7 +290,7 @@ def save_models(job: Job, state: FedState, folder: Path) -> None:
     for group, name, clients in zip(
       federation.groups, federation.names, state.clients, strict=True
     ):
-      first_seed = jax.device_get(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
+      first_seed = parallel.fetch(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
       for k, client_id in enumerate(group):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], first_seed)
         metadata = {

@@ -15,8 +15,9 @@ from experiments.common import resume
 from experiments.common.errors import Diverged
 from experiments.common.jobs import Job, Phase
 from experiments.common.options import Federated, Options
-from qupeD_jax import engine
+from qupeD_jax import engine, parallel
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
+from qupeD_jax.data.cohort import pad_clients
 from qupeD_jax.types import Algorithm, FedState
 
 
@@ -45,6 +46,7 @@ def train(
     Diverged: a loss is no longer finite.
     OutOfTime: the time that `saves` allows is over.
   """
+  mesh = parallel.make_mesh(job.options.devices)
   first, done, seconds, start, state = (
     saves.restore(functools.partial(_shapes, job)) or resume.BEGIN
   )
@@ -68,6 +70,7 @@ def train(
         measure=functools.partial(_measure, job.options, phase) if phase.measures else None,
         callback=callback,
         state=state,
+        mesh=mesh,
       )
     except engine.NonFinite as error:
       method, seed = methods_of_runs(job)[error.run]
@@ -101,7 +104,7 @@ def _stack(job: Job, phase: int) -> tuple[_Stack, int]:
     job, copies = job._replace(variants={method: variant}), 1 + len(others)
   seeds = np.array([seed for _, seed in methods_of_runs(job)], np.uint32)
   training = _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups))
-  validation = scored_rows(job, fed.validation(federation, federation.groups))
+  validation = _scored_rows(job, fed.validation(federation, federation.groups))
   return _Stack(jax.vmap(jax.random.key)(seeds), training, validation, changes), copies
 
 
@@ -170,13 +173,23 @@ def methods_of_runs(job: Job) -> list[tuple[str, int]]:
   return [(method, seed) for method in job.variants for seed in fed.seeds(job.options)]
 
 
+def score_tests(job: Job, trained: Trained) -> dict[str, np.ndarray]:
+  """Scores what a job has trained on the clients' test rows: name -> [runs, clients]."""
+  federation, mesh = job.federation, parallel.make_mesh(job.options.devices)
+  testing = _scored_rows(job, fed.testing(federation, federation.groups))
+  return engine.score(*trained[:3], federation.train, testing, mesh)
+
+
 def _over_variants(job: Job, cohorts_of: Callable) -> tuple:
-  """Joins the runs of all variants: cohorts [variants * seeds, K, ...]."""
+  """Joins the runs of all variants: cohorts [variants * seeds, K, ...], K filled up for devices."""
   parts = [cohorts_of(variant.bits) for variant in job.variants.values()]
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+  joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+  mesh = parallel.make_mesh(job.options.devices)
+  slots = lambda cohort: parallel.slots(cohort.size.shape[-1], mesh)
+  return tuple(pad_clients(cohort, slots(cohort)) for cohort in joined)
 
 
-def scored_rows(job: Job, scored):
+def _scored_rows(job: Job, scored):
   """Repeats data and cohorts [seeds, ...] to score on for the runs of all variants."""
   data, cohorts = scored
   return data, _over_variants(job, lambda bits: cohorts)

@@ -11,7 +11,7 @@ from qupeD_jax.types import Algorithm, Array, Cohort, FedState
 _DRAW = 0x5A3D
 
 
-def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
+def with_sampling(algorithm: Algorithm, fraction: float, axis: str | None = None) -> Algorithm:
   """Lets a share of every cohort take part in a round; the others keep their state to the bit.
 
   The clients that take part are the round(fraction * K) of K with the smallest random numbers, each
@@ -21,6 +21,8 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
   Args:
     algorithm: any.
     fraction: in (0, 1]; at least one client of each cohort takes part.
+    axis: of the devices that share the clients, if there are several. The same clients take part,
+      wherever they are; each device computes as many slots as it may need at most.
 
   Returns:
     An Algorithm with the same state.
@@ -33,7 +35,7 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
   def round_fn(key, state, data, cohorts):
     # The algorithm gets the round's own key, so that a share of 1 changes nothing.
     draw_key = jax.random.fold_in(key, _DRAW)
-    slots = tuple(draw_slots(draw_key, cohort, fraction) for cohort in cohorts)
+    slots = tuple(draw_slots(draw_key, cohort, fraction, axis) for cohort in cohorts)
     chosen = tuple(
       tree.take(cohort, index)._replace(size=jnp.where(takes_part, cohort.size[index], 0))
       for cohort, (index, takes_part) in zip(cohorts, slots, strict=True)
@@ -51,21 +53,26 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
   return Algorithm(algorithm.init, round_fn, algorithm.personalize)
 
 
-def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Array]:
+def draw_slots(
+  key: Array, cohort: Cohort, fraction: float, axis: str | None = None
+) -> tuple[Array, Array]:
   """Draws the slots of a cohort that take part in a round.
 
   Args:
     key: of the round.
-    cohort: K slots, padding among them.
+    cohort: K slots, padding among them; with an axis those of one device.
     fraction: in (0, 1].
+    axis: of the devices that share the clients.
 
   Returns:
     Slots [k] int32, and [k] bool: False for those beyond the share of the true clients.
   """
-  count = max(1, math.ceil(fraction * len(cohort.size)))
   number = lambda client: jax.random.uniform(jax.random.fold_in(key, client))
-  numbers = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
-  true_clients = jnp.sum(cohort.size > 0)
-  share = jnp.maximum(1, jnp.round(fraction * true_clients))
-  slots = jnp.argsort(numbers)[:count]
-  return slots, (jnp.arange(count) < share) & (cohort.size[slots] > 0)
+  own = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
+  every = own if axis is None else jax.lax.all_gather(own, axis, tiled=True)
+  first = 0 if axis is None else jax.lax.axis_index(axis) * len(own)
+  rank = jax.lax.dynamic_slice_in_dim(jnp.argsort(jnp.argsort(every)), first, len(own))
+  share = jnp.maximum(1, jnp.round(fraction * jnp.sum(jnp.isfinite(every))))
+  count = min(len(own), max(1, math.ceil(fraction * len(every))))
+  slots = jnp.argsort(rank)[:count]
+  return slots, (rank[slots] < share) & (cohort.size[slots] > 0)

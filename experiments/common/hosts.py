@@ -1,0 +1,129 @@
+"""Runs of several processes, on one host or many: how they meet, and what if one is lost.
+
+Every process is started with the same command but for its number. All of them train; the first one
+alone prints and keeps results.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from experiments.common.errors import Lost
+from experiments.common.options import Federated
+from qupeD_jax import checks
+from qupeD_jax.checks import BadInput
+
+AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
+LOST = "another process of this run was lost; the same commands go on from the last save"
+
+_WATCHER = "QUPED_JAX_WATCHER"  # process that watches this one
+_FLAG = "--coordinator"
+
+
+def check(options: Federated) -> None:
+  """Raises BadInput unless the options say where the processes meet and how many there are."""
+  checks.at_least("--devices", options.devices, 1)
+  if options.coordinator in (None, AUTO):
+    for name in ("processes", "process"):
+      value = getattr(options, name)
+      checks.require(value is None, f"--{name}", value, f"given with {_FLAG} HOST:PORT only")
+    return
+  host, _, port = options.coordinator.rpartition(":")
+  known = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+  checks.require(known, _FLAG, options.coordinator, f"HOST:PORT or {AUTO}")
+  checks.at_least("--processes", options.processes, 1)
+  own = options.process
+  holds = own is not None and 0 <= own < options.processes
+  checks.require(holds, "--process", own, f"0 to {options.processes - 1}, each of them once")
+
+
+def run(main: Callable[[Federated], None], options: Federated) -> None:
+  """Runs an experiment as one of the processes that its options tell of.
+
+  Raises:
+    BadInput: the options do not fit, or the others cannot be reached.
+    Lost: another process is gone.
+  """
+  join(options)
+  if options.coordinator is None:
+    return main(options)
+  options = dataclasses.replace(options, processes=jax.process_count())
+  try:
+    if jax.process_index() == 0:
+      return main(options)
+    with (
+      tempfile.TemporaryDirectory() as own,
+      open(os.devnull, "w") as nothing,
+      contextlib.redirect_stdout(nothing),
+    ):
+      return main(dataclasses.replace(options, out=own))
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise
+    raise Lost(f"{LOST} ({str(error).splitlines()[0]})") from error
+
+
+def join(options: Federated) -> None:
+  """Joins the other processes, before anything touches a device.
+
+  Raises:
+    BadInput: the options do not fit, or the others cannot be reached.
+  """
+  check(options)
+  if options.devices > 1:
+    # Without an accelerator the processor passes for as many devices; too late is for make_mesh.
+    with contextlib.suppress(RuntimeError):
+      jax.config.update("jax_num_cpu_devices", options.devices)
+  if options.coordinator is None:
+    return
+  _end_with_watcher()
+  given = (options.coordinator, options.processes, options.process)
+  try:
+    jax.distributed.initialize(*(() if options.coordinator == AUTO else given))
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise BadInput(f"{_FLAG} {options.coordinator}: {reason}") from None
+
+
+def must_be_watched(options: Federated) -> bool:
+  """Tells whether the options ask for several processes, and nobody watches this one yet."""
+  check(options)
+  return options.coordinator is not None and _WATCHER not in os.environ
+
+
+def watch(arguments: Sequence[str]) -> int:
+  """Runs an experiment in a process below this one; returns its exit code.
+
+  Where the process that coordinates the others is lost, jax aborts them with a trace of its own
+  stack: the line that a user needs comes from here.
+  """
+  command = [sys.executable, "-m", "experiments", *arguments]
+  child = subprocess.Popen(command, env=os.environ | {_WATCHER: str(os.getpid())})
+  # A terminal interrupts both; a plain kill reaches this process alone.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+  code = child.wait()
+  if code == -signal.SIGABRT:
+    print("error:", LOST, file=sys.stderr)
+    return 1
+  return code if code >= 0 else 128 - code
+
+
+def _end_with_watcher() -> None:
+  watcher = int(os.environ.get(_WATCHER, os.getppid()))
+
+  def look():
+    while os.getppid() == watcher:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=look, daemon=True).start()

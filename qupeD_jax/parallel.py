@@ -1,0 +1,190 @@
+"""Clients spread over devices and processes: the mesh, what lies where, what is read back.
+
+The client axis of a cohort is cut into as many equal pieces as there are devices, and every device
+holds the training rows of its own clients and no others. What a round computes is written for the
+clients of one device (`over_devices`); what devices exchange is named where it happens: the sums of
+an aggregate, the few numbers that a sample of clients is drawn by, and what a round reports.
+
+Everything here has a leading axis of R runs, as the engine has it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qupeD_jax import checks
+from qupeD_jax.types import Cohort, Dataset, FedState, PyTree
+
+AXIS = "clients"  # of the mesh
+
+# How things are cut: their PartitionSpecs.
+_WHOLE = PartitionSpec()  # everything on every device
+_CLIENTS = PartitionSpec(None, AXIS)  # leaves [R, K, ...]
+_ROWS = PartitionSpec(AXIS)
+_CUT = {
+  FedState: FedState(_WHOLE, _CLIENTS, _WHOLE),
+  Cohort: _CLIENTS,
+  Dataset: _ROWS,
+}
+STATE, REPORT = _CUT[FedState], _WHOLE  # what `over_devices` hands out
+
+
+def make_mesh(devices_per_process: int) -> Mesh | None:
+  """Makes a mesh of so many devices of every process; None where that is one device in all.
+
+  Raises:
+    BadInput: a process has fewer.
+  """
+  here = jax.local_device_count()
+  allowed = f"1 to {here}, the devices of a process"
+  checks.require(1 <= devices_per_process <= here, "--devices", devices_per_process, allowed)
+  if devices_per_process * jax.process_count() == 1:
+    return None
+  by_process = (
+    sorted((d for d in jax.devices() if d.process_index == i), key=lambda d: d.id)
+    for i in range(jax.process_count())
+  )
+  devices = [device for own in by_process for device in own[:devices_per_process]]
+  return Mesh(np.array(devices), (AXIS,))
+
+
+def slots(num_clients: int, mesh: Mesh | None) -> int:
+  """Returns how many slots a cohort needs for every device to get equally many.
+
+  >>> slots(10, None)
+  10
+  """
+  size = 1 if mesh is None else mesh.size
+  return -(-num_clients // size) * size
+
+
+def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
+  """Puts a pytree on the devices: clients to their own, everything else to all of them.
+
+  Clients are what FedState.clients and Cohorts hold, leaves [R, K, ...]; a Dataset is cut along its
+  rows, as `spread` has laid it out. In a run of several processes each puts its own part there.
+
+  Args:
+    tree: of arrays on the host or the devices.
+    mesh: None for the one device.
+  """
+  if mesh is None:
+    return jax.device_put(tree)
+  return _map_cut(_put, tree, mesh)
+
+
+def spread(
+  data: Dataset, cohorts: tuple[Cohort, ...], mesh: Mesh | None
+) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Gives every device the rows of its own clients, and lets `index` count among them.
+
+  Args:
+    data: of all clients, on the host.
+    cohorts: leaves [R, K, ...], K a multiple of the mesh's size.
+    mesh: None leaves both as they are.
+
+  Returns:
+    The data of all devices one after the other, the same number of rows for each, on the devices;
+    and the cohorts, there too.
+  """
+  if mesh is None:
+    return place((data, cohorts), None)
+  pieces = [np.split(np.asarray(cohort.index), mesh.size, axis=1) for cohort in cohorts]
+  own = [np.unique(np.concatenate([p.ravel() for p in of])) for of in zip(*pieces, strict=True)]
+  most = max(map(len, own))
+  local = [
+    np.concatenate([np.searchsorted(rows, p) for rows, p in zip(own, of, strict=True)], axis=1)
+    for of in pieces
+  ]
+  cohorts = tuple(
+    cohort._replace(index=index.astype(np.int32))
+    for cohort, index in zip(cohorts, local, strict=True)
+  )
+  filled = [np.pad(rows, (0, most - len(rows)), mode="edge") for rows in own]
+  sharding = NamedSharding(mesh, _ROWS)
+
+  def cut(leaf):
+    leaf = np.asarray(leaf)
+    of_device = lambda where: leaf[filled[(where[0].start or 0) // most]]
+    shape = (most * mesh.size, *leaf.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, of_device)
+
+  return jax.tree.map(cut, data), place(cohorts, mesh)
+
+
+def lay_out(shapes: PyTree, mesh: Mesh | None) -> PyTree:
+  """Says of shapes, as of `jax.eval_shape`, where `place` would put arrays of these."""
+  if mesh is None:
+    return shapes
+  return _map_cut(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, mesh)
+
+
+def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
+  """Lets every device run a function on its own clients; collectives over AXIS may be called there.
+
+  Args:
+    fn: of pytrees as `place` cuts them.
+    mesh: None runs it on the one device.
+    out: what it returns: STATE for a FedState, and REPORT for what has the client axis last, as
+      [R, K]; or a tuple of these.
+
+  Returns:
+    The same function of whole arrays. A report is whole on every device, so that every process can
+    read it.
+  """
+  if mesh is None:
+    return fn
+
+  def own(*arguments):
+    whole = lambda node: node if isinstance(node, FedState) else _gather(node)
+    return jax.tree.map(whole, fn(*arguments), is_leaf=lambda node: isinstance(node, FedState))
+
+  def run(*arguments):
+    # That a report is the same everywhere cannot be seen by jax's own check.
+    spread_out = {"mesh": mesh, "in_specs": _specs(arguments), "out_specs": out}
+    return jax.shard_map(own, check_vma=False, **spread_out)(*arguments)
+
+  return run
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """Reads arrays back, whole, into every process: a pytree of numpy arrays."""
+
+  def read(leaf):
+    here = leaf.is_fully_addressable or leaf.is_fully_replicated
+    return np.asarray(leaf) if here else multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.tree.map(lambda leaf: read(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def _specs(tree: PyTree) -> PyTree:
+  """Returns PartitionSpecs: one for every leaf, or for a part that is cut in one way."""
+  return jax.tree.map(
+    lambda node: _CUT.get(type(node), _WHOLE), tree, is_leaf=lambda node: type(node) in _CUT
+  )
+
+
+def _map_cut(fn: Callable, tree: PyTree, mesh: Mesh) -> PyTree:
+  """Applies fn(leaf, its sharding) to every leaf."""
+  of_part = lambda spec, part: jax.tree.map(lambda leaf: fn(leaf, NamedSharding(mesh, spec)), part)
+  return jax.tree.map(of_part, _specs(tree), tree)
+
+
+def _put(leaf, sharding: NamedSharding):
+  """Puts one array on the devices; what no single process holds is there, and moves at most."""
+  if isinstance(leaf, jax.Array) and (
+    sharding.is_fully_addressable or not leaf.is_fully_addressable
+  ):
+    return jax.device_put(leaf, sharding)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+  host = np.asarray(leaf)
+  return jax.make_array_from_callback(host.shape, sharding, lambda where: host[where])
+
+
+def _gather(leaf):
+  return jax.lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)
