@@ -11,6 +11,8 @@ infinity never does.
 
 Its builder takes `axis`, the name of a mapped axis over which clients are spread, of `shard_map`
 or `vmap`: all devices then return the same variables, and each what was kept of its own clients.
+Those that sort gather all uploads, and `shard_map` wants to be told (`check_vma=False`) that what
+comes of it is the same everywhere.
 """
 
 from collections.abc import Callable
@@ -130,7 +132,7 @@ def clipped_mean(
     total = tree.over(axis, jax.tree.map(lambda *leaves: sum(leaves), *sums))
     number = tree.over(axis, sum(jnp.sum(cohort.size > 0) for cohort in cohorts))
     if not (checks.concrete(noise_multiplier) and noise_multiplier == 0):
-      total = _with_noise(key, total, noise_multiplier * bound)
+      total = tree.with_noise(key, total, noise_multiplier * bound)
     moved = jax.tree.map(lambda b, t: b + t / jnp.maximum(number, 1), before, total)
     return _unless_nobody(number, moved, before), kept
 
@@ -188,11 +190,3 @@ def _shrinking(updates: PyTree, bound: Array | float) -> Array:
   squares = [jnp.sum(u**2, axis=tuple(range(1, u.ndim))) for u in jax.tree.leaves(updates)]
   norm = jnp.sqrt(sum(squares))
   return bound / jnp.maximum(norm, bound)
-
-
-def _with_noise(key: Array, total: PyTree, std: Array | float) -> PyTree:
-  leaves, structure = jax.tree.flatten(total)
-  keys = jax.random.split(key, len(leaves))
-  pairs = zip(keys, leaves, strict=True)
-  noisy = [leaf + std * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
-  return jax.tree.unflatten(structure, noisy)

@@ -32,6 +32,14 @@ class Personal(NamedTuple):
   moments: PyTree  # the optimiser's state over x
 
 
+class Rows(NamedTuple):
+  """One client's training rows in a round, and how far it gets."""
+
+  index: Array  # [N] int32, padded
+  size: Array  # [] int32, how many of them are true
+  steps: Array | None = None  # [] int32, local steps that it takes; None: all
+
+
 class Batch(NamedTuple):
   """One step's examples of one client."""
 
@@ -94,8 +102,8 @@ def local_round(
       every batch anew; None for none.
 
   Returns:
-    (key of this client and round, carry, (index [N], size [])) -> (carry after the last step, mean
-    loss []).
+    (key of this client and round, carry, Rows) -> (carry after the client's last step, mean loss []
+    over its steps).
   """
 
   def batch(key, step, rows, mask):
@@ -106,14 +114,21 @@ def local_round(
 
   def run(key, carry, rows):
     keys = key, *(jax.random.fold_in(key, i) for i in range(1, batches_per_step))
-    drawn = tuple(draw_rows(k, *rows, local_steps, batch_size) for k in keys)
+    index, size, steps = Rows(*rows)
+    drawn = tuple(draw_rows(k, index, size, local_steps, batch_size) for k in keys)
 
     def body(carry, inputs):
       step, drawn = inputs
-      return step_fn(carry, step, *(batch(k, step, *d) for k, d in zip(keys, drawn, strict=True)))
+      batches = (batch(k, step, *d) for k, d in zip(keys, drawn, strict=True))
+      after, loss = step_fn(carry, step, *batches)
+      if steps is None:
+        return after, loss
+      goes_on = step - first_step < steps
+      after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, carry)
+      return after, jnp.where(goes_on, loss, 0.0)
 
     carry, loss = jax.lax.scan(body, carry, (first_step + jnp.arange(local_steps), drawn))
-    return carry, jnp.mean(loss)
+    return carry, jnp.mean(loss) if steps is None else jnp.sum(loss) / steps
 
   return run
 
@@ -124,8 +139,7 @@ def over_clients(
   """Runs a round of all clients, those of a cohort side by side: the one place that vmaps them.
 
   Args:
-    client_fns: one per cohort, (key, client state, (index [N], size [])) -> (client state, upload,
-      loss []).
+    client_fns: one per cohort, (key, client state, Rows) -> (client state, upload, loss []).
     key: of this round; each client gets its own by its id.
     cohorts: the clients.
     clients: their states, one pytree per cohort, leaves [K, ...].
@@ -136,7 +150,8 @@ def over_clients(
 
   def run(client_fn, cohort, states):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
-    states, uploads, loss = jax.vmap(client_fn)(keys, states, (cohort.index, cohort.size))
+    rows = Rows(cohort.index, cohort.size, cohort.steps)
+    states, uploads, loss = jax.vmap(client_fn)(keys, states, rows)
     none_dropped = jnp.zeros(cohort.size.shape, bool)
     return states, uploads, Info(cohort.client, cohort.size, loss, none_dropped)
 
@@ -379,13 +394,13 @@ def held_classes(
   Args:
     model, variables: any network over the classes; only the number of its outputs matters.
     data: the training examples of all clients.
-    rows: the client's index [N] and size [].
+    rows: the client's Rows.
 
   Returns:
     [classes] bool.
   """
   logits, _ = jax.eval_shape(lambda v: model.apply(v, data.x[:1], True), variables)
-  index, size = rows
+  index, size, *_ = rows
   counts = jnp.arange(len(index)) < size
   return jnp.zeros(logits.shape[-1], bool).at[data.y[index]].max(counts)
 

@@ -37,6 +37,15 @@ def weighted_mean(
   return jax.tree.map(lambda m, d: jnp.where(total > 0, m, d).astype(d.dtype), mean, default)
 
 
+def with_noise(key: Array, tree: PyTree, std: Array | float) -> PyTree:
+  """Adds Gaussian noise of a standard deviation to every entry."""
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(key, len(leaves))
+  pairs = zip(keys, leaves, strict=True)
+  noisy = [leaf + std * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
+  return jax.tree.unflatten(structure, noisy)
+
+
 def squared_distance(a: PyTree, b: PyTree) -> Array:
   """Returns ||a - b||^2 over all leaves, [] float32."""
   return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)))

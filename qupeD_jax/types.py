@@ -44,6 +44,7 @@ class Cohort(NamedTuple):
   size: Array  # [K] int32, true rows of each client
   client: Array  # [K] int32, global client ids: seeds and reports follow the client, not its slot
   bits: Array  # [K] int32, precision of each client: 1..8, or 32 for full precision
+  steps: Array | None = None  # [K] int32, local steps that each client takes; None: all of a round
 
 
 class FedState(NamedTuple):

@@ -12,7 +12,6 @@ from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
 from qupeD_jax.checks import BadInput
-from qupeD_jax.types import Cohort
 from tests import toy
 
 
@@ -99,7 +98,7 @@ def test_parameters_are_shared(state):
 def test_order_and_padding_change_nothing(state):
   ours = by_id(cohorts(), shown(state, cohorts()))
   moved = cohorts((2, 0, 1), (4, 3), padding=7)
-  padded = tuple(Cohort(*(pad(leaf) for leaf in cohort)) for cohort in moved)
+  padded = tuple(jax.tree.map(pad, cohort) for cohort in moved)
   padded = tuple(c._replace(size=np.where(c.client < 0, 0, c.size)) for c in padded)
   theirs = by_id(padded, shown(state, padded))
   assert ours.keys() == theirs.keys()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from qupeD_jax import checks
@@ -124,6 +125,7 @@ def pad_clients(cohort: Cohort, num_clients: int) -> Cohort:
     size=_append(cohort.size, extra, axis=-1, value=0),
     client=_append(cohort.client, extra, axis=-1, value=NO_CLIENT),
     bits=_append(cohort.bits, extra, axis=-1, value=FULL_PRECISION),
+    steps=None if cohort.steps is None else _append(cohort.steps, extra, axis=-1, value=1),
   )
 
 
@@ -164,7 +166,7 @@ def _stack(cohorts: Sequence[Cohort]) -> Cohort:
     )
     for cohort in cohorts
   ]
-  return Cohort(*(np.stack(field) for field in zip(*filled, strict=True)))
+  return jax.tree.map(lambda *fields: np.stack(fields), *filled)
 
 
 def _append(values: np.ndarray, extra: int, axis: int, value: int) -> np.ndarray:
