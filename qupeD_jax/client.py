@@ -134,7 +134,11 @@ def local_round(
 
 
 def over_clients(
-  client_fns: tuple[Callable, ...], key: Array, cohorts: tuple[Cohort, ...], clients: PyTree
+  client_fns: tuple[Callable, ...],
+  key: Array,
+  cohorts: tuple[Cohort, ...],
+  clients: PyTree,
+  clients_per_step: int | None = None,
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], tuple[Info, ...]]:
   """Runs a round of all clients, those of a cohort side by side: the one place that vmaps them.
 
@@ -143,19 +147,39 @@ def over_clients(
     key: of this round; each client gets its own by its id.
     cohorts: the clients.
     clients: their states, one pytree per cohort, leaves [K, ...].
+    clients_per_step: how many of a cohort train side by side, and then the next so many; what a
+      step needs in memory is that of so many. None is all of them.
 
   Returns:
     Per cohort: new states, uploads (leaves [K, ...]) and what is reported.
+
+  Raises:
+    BadInput: clients_per_step is not a whole number of at least 1.
   """
+  if clients_per_step is not None:
+    checks.at_least("--clients-per-step", clients_per_step, 1)
 
   def run(client_fn, cohort, states):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
     rows = Rows(cohort.index, cohort.size, cohort.steps)
-    states, uploads, loss = jax.vmap(client_fn)(keys, states, rows)
+    states, uploads, loss = map_clients(client_fn, (keys, states, rows), clients_per_step)
     none_dropped = jnp.zeros(cohort.size.shape, bool)
     return states, uploads, Info(cohort.client, cohort.size, loss, none_dropped)
 
   return tuple(zip(*map(run, client_fns, cohorts, clients), strict=True))
+
+
+def map_clients(client_fn: Callable, arguments: tuple[PyTree, ...], per_step: int | None) -> PyTree:
+  """Applies a function of one client to arguments with leaves [K, ...], so many at a time."""
+  count = len(jax.tree.leaves(arguments)[0])
+  if per_step is None or per_step >= count:
+    return jax.vmap(client_fn)(*arguments)
+  # The last step is filled up with clients that were computed before: with a shorter one the
+  # program would hold two.
+  more = -count % per_step
+  filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:more]]), arguments)
+  results = jax.lax.map(lambda one: client_fn(*one), filled, batch_size=per_step)
+  return jax.tree.map(lambda leaf: leaf[:count], results)
 
 
 def gradient_step(

@@ -70,6 +70,7 @@ def train_beside(
   state: FedState,
   cohorts: tuple[Cohort, ...],
   aggregate: Aggregate,
+  clients_per_step: int | None = None,
 ) -> tuple[FedState, tuple[Info, ...]]:
   """Runs a round in which clients train a personal model beside a copy of the server's.
 
@@ -79,6 +80,7 @@ def train_beside(
     state: the clients keep their personal models, the server's is made of the copies.
     cohorts: the clients.
     aggregate: how the copies are combined.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
 
   Returns:
     The state after the round, and what is reported.
@@ -92,7 +94,7 @@ def train_beside(
     return run
 
   fns = tuple(map(client_fn, trains))
-  clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
+  clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
   copy, info = combine(aggregate, key, uploads, cohorts, state.server, info)
   return FedState(copy, clients, state.round + 1), info
 
@@ -106,6 +108,7 @@ def averaging(
   local_steps: int,
   batch_size: int,
   augment: Callable | None,
+  clients_per_step: int | None,
   aggregate: Aggregate,
   start: PyTree | None,
 ) -> Algorithm:
@@ -119,6 +122,7 @@ def averaging(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i.
     start: the server's first variables; None draws them.
 
@@ -150,7 +154,9 @@ def averaging(
       (variables, _), loss = train(key, carry, rows)
       return nothing, variables, loss
 
-    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    clients, uploads, info = client.over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    )
     server, info = combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(server, clients, state.round + 1), info
 

@@ -354,12 +354,29 @@ def test_schedules_count_the_steps_of_all_rounds(make):
   assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
-def finetune_by_rate(rate, **options):
-  trained = SCHEDULED[local](rate).init(KEY, DATA, PAIR_OF_CLIENTS)
+def finetune_by_rate(rate, trained=None, **options):
+  trained = trained or SCHEDULED[local](rate).init(KEY, DATA, PAIR_OF_CLIENTS)
   return finetune((LINEAR,), QUANTIZER, trained, rate=rate, **STEPS, **options)
 
 
 AUGMENTED = SCHEDULED | {finetune: finetune_by_rate}
+
+
+@pytest.mark.parametrize("make", AUGMENTED, ids=lambda make: make.__name__)
+def test_clients_that_train_a_few_at_a_time_end_where_they_end_side_by_side(make):
+  """Five in steps of two: the last step is filled up."""
+  groups = (toy.cohort(range(5), (1, 32, 2, 2, 1)),)
+  start = SCHEDULED[local](0.1).init(KEY, DATA, groups) if make is finetune else None
+  options = {"trained": start} if make is finetune else {}
+
+  def after_a_round(**more):
+    algorithm = AUGMENTED[make](0.1, **options, **more)
+    state = algorithm.init(KEY, DATA, groups)
+    return jax.jit(algorithm.round)(KEY, state, DATA, groups)
+
+  chex.assert_trees_all_close(after_a_round(), after_a_round(clients_per_step=2), **TOLERANCE)
+  with pytest.raises(BadInput, match="--clients-per-step 0: allowed is a whole number of at least"):
+    after_a_round(clients_per_step=0)
 
 
 @pytest.mark.parametrize("make", AUGMENTED, ids=lambda make: make.__name__)

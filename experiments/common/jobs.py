@@ -157,6 +157,7 @@ def steps(options: Federated, federation: Federation) -> dict:
   return {
     "local_steps": options.local_steps,
     "batch_size": options.batch_size,
+    "clients_per_step": options.clients_per_step,
     "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
   }
 

@@ -34,6 +34,8 @@ class Federated:
   """How many there are; all are started with the same command but for --process."""
   process: int | None = None
   """Number of this process, from 0."""
+  clients_per_step: int | None = None
+  """Clients of a cohort that a device trains side by side, to save memory; by default all."""
 
   clients: int = 20
   """Number of clients."""
@@ -146,6 +148,8 @@ def check(options: Federated) -> None:
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
   checks.positive("--alpha", options.alpha)
+  if options.clients_per_step is not None:
+    checks.at_least("--clients-per-step", options.clients_per_step, 1)
   if options.minutes is not None:
     checks.positive("--minutes", options.minutes)
   # Keys take 32 bits of a seed.

@@ -22,6 +22,7 @@ def ditto(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -42,6 +43,7 @@ def ditto(
     local_steps: tau, steps of a round; each takes one step of w and one of v, on the same batch.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the first variables of w and all v_i; None draws them.
 
@@ -74,7 +76,9 @@ def ditto(
 
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
-    return server.train_beside((train,) * len(cohorts), key, state, cohorts, aggregate)
+    return server.train_beside(
+      (train,) * len(cohorts), key, state, cohorts, aggregate, clients_per_step
+    )
 
   def personalize(key, state, data, cohorts):
     del key, data

@@ -21,6 +21,7 @@ def fedavg(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -33,6 +34,7 @@ def fedavg(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; the mean by their data, as in the paper, or another.
     start: the server's first variables; None draws them.
 
@@ -55,6 +57,7 @@ def fedavg(
     local_steps=local_steps,
     batch_size=batch_size,
     augment=augment,
+    clients_per_step=clients_per_step,
     aggregate=aggregate,
     start=start,
   )

@@ -22,6 +22,7 @@ def fedprox(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -52,6 +53,7 @@ def fedprox(
     local_steps=local_steps,
     batch_size=batch_size,
     augment=augment,
+    clients_per_step=clients_per_step,
     aggregate=aggregate,
     start=start,
   )

@@ -31,6 +31,7 @@ def finetune(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
 ) -> Algorithm:
   """Builds the fine-tuning phase: each client alone, minimising (1 - p) f(Q) + p KD(Q, w), w fixed.
 
@@ -48,6 +49,7 @@ def finetune(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
 
   Returns:
     An Algorithm that scores as the one before it; "personal" and "unquantised" are now the same.
@@ -107,7 +109,7 @@ def finetune(
 
   def round_fn(key, state, data, cohorts):
     fns = tuple(client_fn(model, state, data) for model in client_models)
-    clients, _, info = client.over_clients(fns, key, cohorts, state.clients)
+    clients, _, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
     return FedState(state.server, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):

@@ -26,6 +26,7 @@ def fml(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = weighted_mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -47,6 +48,7 @@ def fml(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -95,7 +97,7 @@ def fml(
       )
       for model in client_models
     )
-    return server.train_beside(trains, key, state, cohorts, aggregate)
+    return server.train_beside(trains, key, state, cohorts, aggregate, clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data

@@ -23,6 +23,7 @@ def local(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   straight_through: Array | float = 0.0,
   simultaneous: bool = False,
   start: tuple[PyTree, ...] | None = None,
@@ -38,6 +39,7 @@ def local(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     straight_through: share in [0, 1] of x's gradient that is taken at Q_c(x), by a quantizer that
       trains at both; 0 is the paper's.
     simultaneous: take the gradient in c at the old x, as x's. A step is then one pass, forward and
@@ -83,7 +85,7 @@ def local(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     fns = tuple(client_round(model, data, first_step) for model in models)
-    clients, _, info = client.over_clients(fns, key, cohorts, state.clients)
+    clients, _, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
     return FedState({}, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):

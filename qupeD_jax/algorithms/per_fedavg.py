@@ -23,6 +23,7 @@ def per_fedavg(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -43,6 +44,7 @@ def per_fedavg(
     batch_size: B, of each of the two batches.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew, those that adapt a model included;
       None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's first variables; None draws them.
 
@@ -83,7 +85,9 @@ def per_fedavg(
       copy, loss = train(key, state.server, rows)
       return nothing, copy, loss
 
-    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    clients, uploads, info = client.over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    )
     combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(combined, clients, state.round + 1), info
 
@@ -95,7 +99,9 @@ def per_fedavg(
       personal, loss = train(key, state.server, rows)
       return personal, (), loss
 
-    adapted, _, _ = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    adapted, _, _ = client.over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    )
     return server.scored(model, state.server, (model,) * len(cohorts), adapted, cohorts)
 
   return Algorithm(init, round_fn, personalize)

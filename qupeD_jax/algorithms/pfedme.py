@@ -25,6 +25,7 @@ def pfedme(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -49,6 +50,7 @@ def pfedme(
     local_steps: tau, steps of a round; each costs K gradients.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's first variables; None draws them.
 
@@ -99,7 +101,9 @@ def pfedme(
       (personal, anchor), loss = train(key, carry, rows)
       return personal, {**personal, "params": anchor}, loss
 
-    clients, uploads, info = client.over_clients((run,) * len(cohorts), key, cohorts, state.clients)
+    clients, uploads, info = client.over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    )
     combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, combined)
     return FedState(mixed, clients, state.round + 1), info

@@ -35,6 +35,7 @@ def quped(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -75,6 +76,7 @@ def quped(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -166,7 +168,7 @@ def quped(
       return run
 
     fns = tuple(client_fn(model) for model in client_models)
-    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients)
+    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
     copy, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(copy, clients, state.round + 1), info
 

@@ -26,6 +26,7 @@ def qupel(
   local_steps: int = 10,
   batch_size: int = 50,
   augment: Callable | None = None,
+  clients_per_step: int | None = None,
   aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -52,6 +53,7 @@ def qupel(
     local_steps: tau, steps of a round.
     batch_size: B.
     augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
+    clients_per_step: clients of a cohort that train side by side; None for all of them.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: variables that the server and all clients start from; None draws them.
 
@@ -111,7 +113,9 @@ def qupel(
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
-    return server.train_beside((train,) * len(cohorts), key, state, cohorts, aggregate)
+    return server.train_beside(
+      (train,) * len(cohorts), key, state, cohorts, aggregate, clients_per_step
+    )
 
   def personalize(key, state, data, cohorts):
     del key, data
