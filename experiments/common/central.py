@@ -20,6 +20,7 @@ from experiments.common.jobs import (
   Phase,
   frozen_last,
   full_precision,
+  local_phase,
   one_phase,
   precisions,
   steps,
@@ -173,13 +174,12 @@ def _check(options: Central) -> None:
 def _job(method: str, options: Central, federation: Federation) -> Job:
   if method == "full precision":
     variants, quantizer = full_precision(method, federation), quantizers.none()
-    phases = one_phase(options, _training(federation, quantizer))
+    phases = one_phase(options, _training(federation, quantizer), local_phase)
     return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
   variants = precisions(method, options, federation, options.bits, mixed=False)
   quantizer = QUANTIZERS[method](options, max(options.bits))
-  phases = frozen_last(
-    options, variants, _training(federation, quantizer), _finetuning(federation, quantizer)
-  )
+  builds = _training(federation, quantizer), _finetuning(federation, quantizer)
+  phases = frozen_last(options, variants, *builds, phase=local_phase)
   return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
+from experiments.common.faults import aggregate_of, faulty
 from experiments.common.federation import Federation, of_server
 from experiments.common.options import Federated, Options
 from qupeD_jax import checks, client, parallel, quantize, quantizers
@@ -22,6 +23,7 @@ class Phase(NamedTuple):
   rounds: int
   build: Callable  # (options, the state that the phase before left or None) -> Algorithm
   separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
+  sends: bool = False  # clients send updates that a server combines
   shared: bool = False  # bits play no part: variants that differ in nothing else train as one
   # What metrics.jsonl gets beside loss and accuracy after each chunk, by its name there:
   # (options, state, data, cohorts) -> per cohort [K], of which the mean over clients is written.
@@ -125,9 +127,21 @@ def widest_codebook(
   return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
 
 
-def one_phase(options: Options, build: Callable) -> tuple[Phase, ...]:
-  """Trains by one algorithm for all rounds."""
-  return (Phase(options.rounds, sampled(options, build)),)
+def federated_phase(options: Options, rounds: int, build: Callable, **marks: bool) -> Phase:
+  """Trains with a server, which some clients may not reach in a round."""
+  return Phase(rounds, sampled(options, faulty(build)), sends=True, **marks)
+
+
+def local_phase(options: Options, rounds: int, build: Callable) -> Phase:
+  """Trains every client alone, those that take part in a round."""
+  return Phase(rounds, sampled(options, build))
+
+
+def one_phase(
+  options: Options, build: Callable, phase: Callable = federated_phase
+) -> tuple[Phase, ...]:
+  """Trains by one algorithm for all rounds, with a server unless it is a `local_phase`."""
+  return (phase(options, options.rounds, build),)
 
 
 def frozen_last(
@@ -136,15 +150,17 @@ def frozen_last(
   build: Callable,
   build_last: Callable,
   rounds: int | None = None,
+  phase: Callable = federated_phase,
 ) -> tuple[Phase, ...]:
   """Splits so many rounds, by default all, into training and the fine-tuning of frozen models.
 
-  No client sits out the fine-tuning. There is none where nothing is quantised.
+  Training is with a server unless it is a `local_phase`. No client sits out the fine-tuning. There
+  is none where nothing is quantised.
   """
   rounds = options.rounds if rounds is None else rounds
   last = options.finetune_rounds if is_quantised(variants) else 0
-  phases = (Phase(rounds - last, sampled(options, build)), Phase(last, build_last))
-  return tuple(phase for phase in phases if phase.rounds)
+  phases = (phase(options, rounds - last, build), Phase(last, build_last))
+  return tuple(p for p in phases if p.rounds)
 
 
 def is_quantised(variants: dict[str, Variant]) -> bool:
@@ -160,6 +176,12 @@ def steps(options: Federated, federation: Federation) -> dict:
     "clients_per_step": options.clients_per_step,
     "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
   }
+
+
+def federated(options: Federated, federation: Federation, method: Callable) -> dict:
+  """Returns `steps`, and how the server of a method (its builder) combines what comes of them."""
+  combine = aggregate_of(options, federation.num_clients, method)
+  return {"aggregate": combine, **steps(options, federation)}
 
 
 def averaging_rounds(options: Options) -> int:

@@ -15,13 +15,15 @@ from experiments.common.jobs import (
   averaging_rounds,
   decayed,
   every_client,
+  federated,
+  federated_phase,
   finetune_options,
   frozen_last,
   full_precision,
+  local_phase,
   one_phase,
   personal_rates,
   precisions,
-  sampled,
   steps,
   widest_codebook,
 )
@@ -43,7 +45,7 @@ def local_training(options: Options, federation: Federation) -> Job:
     return local(federation.models, quantizers.none(), rates=rates, **steps(options, federation))
 
   variants = full_precision("local", federation)
-  return Job(options, federation, variants, one_phase(options, build))
+  return Job(options, federation, variants, one_phase(options, build, local_phase))
 
 
 def local_quantised(
@@ -62,7 +64,7 @@ def local_quantised(
     quantizer = widest_codebook(options, variants)
     return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
 
-  phases = frozen_last(options, variants, build, build_last)
+  phases = frozen_last(options, variants, build, build_last, phase=local_phase)
   return Job(options, federation, variants, phases)
 
 
@@ -74,7 +76,7 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rate = decayed(options, options.fedavg_rate)
-    return fedavg(federation.models[0], rate=rate, **steps(options, federation))
+    return fedavg(federation.models[0], rate=rate, **federated(options, federation, fedavg))
 
   variants = full_precision("FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -128,7 +130,7 @@ def averaging_then_quantised(
     return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
 
   averaging = averaging_phase(options, federation, first)
-  phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
+  phases = (averaging, *frozen_last(options, variants, build, build_last, rest, local_phase))
   return Job(options, federation, variants, phases)
 
 
@@ -136,12 +138,10 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
   """Returns rounds of FedAvg, each architecture for itself, that leave one model of each."""
 
   def build(options, _):
-    rate = decayed(options, options.fedavg_rate)
-    return separate(
-      tuple(fedavg(m, rate=rate, **steps(options, federation)) for m in federation.models)
-    )
+    rate, shared = decayed(options, options.fedavg_rate), federated(options, federation, fedavg)
+    return separate(tuple(fedavg(m, rate=rate, **shared) for m in federation.models))
 
-  return Phase(rounds, sampled(options, build), separate=True, shared=True)
+  return federated_phase(options, rounds, build, separate=True, shared=True)
 
 
 # --- QuPeD
@@ -238,7 +238,7 @@ def quped_options(options: Options, federation: Federation, rounds: int | None =
     "global_rate": decayed(options, options.global_rate, rounds),
     "global_loss_weight": options.global_loss_weight,
     "simultaneous": options.simultaneous,
-    **steps(options, federation),
+    **federated(options, federation, quped),
   }
 
 

@@ -8,6 +8,7 @@ import tyro
 
 from qupeD_jax import checks, models
 
+Aggregate = Literal["mean", "weighted_mean", "median", "trimmed_mean", "clipped_mean"]
 Bits = Annotated[tuple[int, ...], tyro.conf.arg(metavar="BITS")]
 
 
@@ -73,6 +74,24 @@ class Federated:
   """Let a client with fewer rows than a batch train on all of its rows in each step."""
   participation: float = 1.0
   """Share of the clients that train in a round."""
+  aggregate: Aggregate | None = None
+  """How the server combines what clients send; by default as the method's paper has it."""
+  trim: float = 0.1
+  """Share of the clients that the trimmed mean leaves out at either end."""
+  clip_norm: float = 1.0
+  """L2 norm that no update exceeds in the clipped mean."""
+  noise_multiplier: float = 0.0
+  """Gaussian noise on the sum of the clipped updates, as a multiple of their bound."""
+  delta: float | None = None
+  """Of the (epsilon, delta) that the noise is worth; by default 1 / clients^1.1."""
+  dropout: float = 0.0
+  """Probability that a client is lost in a round; not in local training, which sends nothing."""
+  stragglers: float = 0.0
+  """Probability that a client does fewer steps in a round, any number; likewise."""
+  corrupt: int = 0
+  """Number of clients that send something else than they should."""
+  corruption: Literal["nan", "noise", "sign"] = "sign"
+  """What they send: NaN, noise, or the opposite of their update, ten times."""
   augment: bool = False
   """Flip the images and crop them from padded ones, at random."""
   simultaneous: bool = False
@@ -144,6 +163,7 @@ def check(options: Federated) -> None:
   at_least = {
     "clients": 1, "classes_per_client": 1, "rounds": 1, "finetune_rounds": 0, "local_steps": 1,
     "batch_size": 1, "inner_steps": 1, "downsample": 1, "eval_every": 1, "seed": 0, "seeds": 1,
+    "corrupt": 0,
   }  # fmt: skip
   for name, low in at_least.items():
     checks.at_least(flag(name), getattr(options, name), low)
@@ -157,6 +177,7 @@ def check(options: Federated) -> None:
   checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")
   for name in ("participation", "averaging_share", "train_share"):
     checks.fraction(flag(name), getattr(options, name), closed=True)
+  _check_faults(options)
   checks.bits("--bits", options.bits)
   checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
   fits = options.finetune_rounds < options.rounds
@@ -165,6 +186,23 @@ def check(options: Federated) -> None:
   checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
   for name in ("data_dir", "out"):
     _check_folder(name, getattr(options, name), must_exist=name == "data_dir")
+
+
+def _check_faults(options: Federated) -> None:
+  checks.fraction("--dropout", options.dropout, closed=False)
+  checks.share("--stragglers", options.stragglers)
+  fits = options.stragglers == 0 or options.local_steps > 1
+  checks.require(fits, "--stragglers", options.stragglers, "0 with --local-steps 1")
+  fits, allowed = options.corrupt <= options.clients, f"at most --clients {options.clients}"
+  checks.require(fits, "--corrupt", options.corrupt, allowed)
+  checks.require(0 <= options.trim < 0.5, "--trim", options.trim, "in [0, 0.5)")
+  checks.positive("--clip-norm", options.clip_norm)
+  noise = options.noise_multiplier
+  checks.non_negative("--noise-multiplier", noise)
+  fits = noise == 0 or options.aggregate == "clipped_mean"
+  checks.require(fits, "--noise-multiplier", noise, "0 without --aggregate clipped_mean")
+  if options.delta is not None:
+    checks.require(0 < options.delta < 1, "--delta", options.delta, "in (0, 1)")
 
 
 def check_hyperparameters(values: Hyperparameters) -> None:

@@ -4,13 +4,13 @@ from experiments.common.federation import Federation, of_server
 from experiments.common.jobs import (
   Job,
   decayed,
+  federated,
   finetune_options,
   frozen_last,
   full_precision,
   one_phase,
   personal_rates,
   precisions,
-  steps,
   widest_codebook,
 )
 from experiments.common.options import Options
@@ -28,7 +28,9 @@ def fedprox_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rate = decayed(options, options.fedavg_rate)
-    return fedprox(federation.models[0], mu=options.mu, rate=rate, **steps(options, federation))
+    return fedprox(
+      federation.models[0], mu=options.mu, rate=rate, **federated(options, federation, fedprox)
+    )
 
   variants = full_precision("FedProx", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -39,7 +41,7 @@ def meta_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rates = {"inner_rate": options.inner_rate, "rate": decayed(options, options.fedavg_rate)}
-    return per_fedavg(federation.models[0], **rates, **steps(options, federation))
+    return per_fedavg(federation.models[0], **rates, **federated(options, federation, per_fedavg))
 
   variants = full_precision("Per-FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -55,7 +57,7 @@ def moreau_envelopes(options: Options, federation: Federation) -> Job:
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.global_rate),
       inner_steps=options.inner_steps,
-      **steps(options, federation),
+      **federated(options, federation, pfedme),
     )
 
   variants = full_precision("pFedMe", federation)
@@ -71,7 +73,7 @@ def near_averaging(options: Options, federation: Federation) -> Job:
       penalty=options.penalty,
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.fedavg_rate),
-      **steps(options, federation),
+      **federated(options, federation, ditto),
     )
 
   variants = full_precision("Ditto", federation)
@@ -90,7 +92,7 @@ def mutual_learning(options: Options, federation: Federation) -> Job:
       temperature=options.temperature,
       rate=decayed(options, options.weights_rate),
       global_rate=decayed(options, options.global_rate),
-      **steps(options, federation),
+      **federated(options, federation, fml),
     )
 
   variants = full_precision("FML", federation)
@@ -109,7 +111,7 @@ def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]
       penalty=options.penalty,
       rates=personal_rates(options),
       global_rate=decayed(options, options.global_rate),
-      **steps(options, federation),
+      **federated(options, federation, qupel),
     )
 
   def build_last(options, trained):

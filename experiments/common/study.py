@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.common import faults, parts, portrait, resume, training
 from experiments.common import federation as fed
-from experiments.common import parts, portrait, resume, training
 from experiments.common.federation import Federation
 from experiments.common.jobs import Job, MakeJob
 from experiments.common.options import Federated, Options, check
@@ -102,6 +102,10 @@ def run(
     metrics.write_comparisons(folder, pairs)
   draw(folder)
   tables.print_table(summary, console)
+  for method, entry in summary.items():
+    if found := entry.get("privacy"):
+      bound = f"epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g}"
+      console.print(f"{method}: {bound}, for neighbours that differ in what one client holds")
   console.print(f"results in {folder}")
   return folder
 
@@ -190,7 +194,7 @@ def run_job(
   seconds = trained.seconds / len(training.methods_of_runs(job))
   for i, method in enumerate(job.variants):
     own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
-    entries[method] = summarise(job, method, own, seconds)
+    entries[method] = summarise(job, method, own, seconds) | about_privacy(job, method)
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
 
@@ -250,7 +254,7 @@ def round_traffic(job: Job) -> int:
   federation, options = job.federation, job.options
   bits = next(iter(job.variants.values())).bits
   cohorts = jax.tree.map(lambda leaf: leaf[0], fed.training(federation, bits, federation.groups))
-  participants = [max(1, round(options.participation * len(g))) for g in federation.groups]
+  participants = [faults.participants(options, len(group)) for group in federation.groups]
   state, most = None, 0
   for phase in job.phases:
     init = lambda state, key, phase=phase: phase.build(options, state).init(
@@ -262,6 +266,14 @@ def round_traffic(job: Job) -> int:
     pairs = zip(servers, taking_part, strict=True)
     most = max(most, sum(sum(account.round_bytes(*pair)) for pair in pairs))
   return most
+
+
+def about_privacy(job: Job, method: str) -> dict:
+  """Returns what summary.json says of a method's privacy; nothing where no noise is added."""
+  options = dataclasses.replace(job.options, **job.variants[method].changes)
+  rounds = sum(phase.rounds for phase in job.phases if phase.sends)
+  found = faults.privacy_of(options, [len(group) for group in job.federation.groups], rounds)
+  return {"privacy": found} if found else {}
 
 
 def about_inputs(options: Options, federation: Federation) -> dict:

@@ -91,6 +91,7 @@ class _Stack(NamedTuple):
   cohorts: tuple
   validation: tuple
   changes: dict[str, np.ndarray]
+  seeds: np.ndarray
 
 
 def _stack(job: Job, phase: int) -> tuple[_Stack, int]:
@@ -105,12 +106,13 @@ def _stack(job: Job, phase: int) -> tuple[_Stack, int]:
   seeds = np.array([seed for _, seed in methods_of_runs(job)], np.uint32)
   training = _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups))
   validation = _scored_rows(job, fed.validation(federation, federation.groups))
-  return _Stack(jax.vmap(jax.random.key)(seeds), training, validation, changes), copies
+  return _Stack(jax.vmap(jax.random.key)(seeds), training, validation, changes, seeds), copies
 
 
 def _runs(job: Job, phase: int, stack: _Stack, start: FedState | None) -> engine.Runs:
   keys = jax.vmap(jax.random.fold_in, (0, None))(stack.keys, phase)
-  return engine.Runs(keys, stack.cohorts, (stack.changes, start))
+  own = {**stack.changes, "seed": stack.seeds}  # the options of a run name its own seed
+  return engine.Runs(keys, stack.cohorts, (own, start))
 
 
 def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
