@@ -2,15 +2,16 @@
 
 An aggregate is a pure function of a round,
 
-  (key, uploads, cohorts, before) -> (variables, kept)
+  (key, uploads, cohorts, before, axis=None) -> (variables, kept)
 
 uploads: what the clients send, one pytree per cohort, leaves [K, ...]; cohorts: who sends, a client
 of size 0 sends nothing; before: the server's variables, leaves [...], which stay if nothing came
 that counts; kept: per cohort [K] bool, whose upload counted. An upload that holds a NaN or an
 infinity never does.
 
-Its builder takes `axis`, the name of a mapped axis over which clients are spread, of `shard_map`
-or `vmap`: all devices then return the same variables, and each what was kept of its own clients.
+Where clients are spread over a mapped axis, of `shard_map` or `vmap`, it is called with the axis'
+name: all devices then return the same variables, and each what was kept of its own clients.
+`functools.partial(mean(), axis=parallel.AXIS)` is such an aggregate.
 Those that sort gather all uploads, and `shard_map` wants to be told (`check_vma=False`) that what
 comes of it is the same everywhere.
 """
@@ -23,9 +24,7 @@ import jax.numpy as jnp
 from qupeD_jax import checks, tree
 from qupeD_jax.types import Array, Cohort, PyTree
 
-Aggregate = Callable[
-  [Array, tuple[PyTree, ...], tuple[Cohort, ...], PyTree], tuple[PyTree, tuple[Array, ...]]
-]
+Aggregate = Callable[..., tuple[PyTree, tuple[Array, ...]]]
 
 
 def uniform(cohort: Cohort) -> Array:
@@ -38,20 +37,19 @@ def by_size(cohort: Cohort) -> Array:
   return cohort.size.astype(jnp.float32)
 
 
-def mean(axis: str | None = None) -> Aggregate:
+def mean() -> Aggregate:
   """Builds the mean in which all clients weigh the same."""
-  return weighted_mean(uniform, axis)
+  return weighted_mean(uniform)
 
 
-def weighted_mean(weigh: Callable = by_size, axis: str | None = None) -> Aggregate:
+def weighted_mean(weigh: Callable = by_size) -> Aggregate:
   """Builds a weighted mean, by default by the clients' training rows.
 
   Args:
     weigh: cohort -> weights [K] float32, at least 0.
-    axis: over which clients are spread; None for nowhere.
   """
 
-  def combine(key, uploads, cohorts, before):
+  def combine(key, uploads, cohorts, before, axis=None):
     del key
     kept = tuple(map(usable, uploads, cohorts))
     weights = tuple(jnp.where(k, weigh(c), 0.0) for k, c in zip(kept, cohorts, strict=True))
@@ -61,7 +59,7 @@ def weighted_mean(weigh: Callable = by_size, axis: str | None = None) -> Aggrega
   return combine
 
 
-def median(axis: str | None = None) -> Aggregate:
+def median() -> Aggregate:
   """Builds the median of every coordinate, over the clients that sent something.
 
   Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal
@@ -71,17 +69,16 @@ def median(axis: str | None = None) -> Aggregate:
   def middle(leaf, number):
     return (leaf[(number - 1) // 2] + leaf[number // 2]) / 2
 
-  return _of_sorted(middle, axis)
+  return _of_sorted(middle)
 
 
-def trimmed_mean(share: Array | float = 0.1, axis: str | None = None) -> Aggregate:
+def trimmed_mean(share: Array | float = 0.1) -> Aggregate:
   """Builds the mean of every coordinate without its largest and its smallest values.
 
   Yin, Chen, Ramchandran, Bartlett, ICML 2018, Definition 2.
 
   Args:
     share: of the clients, in [0, 0.5), that is left out at either end, rounded down.
-    axis: over which clients are spread; None for nowhere.
 
   Raises:
     BadInput: the share is out of range.
@@ -96,12 +93,10 @@ def trimmed_mean(share: Array | float = 0.1, axis: str | None = None) -> Aggrega
     inner = (place >= cut) & (place < number - cut)
     return jnp.sum(jnp.where(inner, leaf, 0.0), axis=0) / jnp.maximum(number - 2 * cut, 1)
 
-  return _of_sorted(trimmed, axis)
+  return _of_sorted(trimmed)
 
 
-def clipped_mean(
-  bound: Array | float, noise_multiplier: Array | float = 0.0, axis: str | None = None
-) -> Aggregate:
+def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) -> Aggregate:
   """Builds the mean of clipped updates with Gaussian noise, DP-FedAvg's.
 
   McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR
@@ -115,7 +110,6 @@ def clipped_mean(
   Args:
     bound: S, above 0, the L2 norm that no update exceeds.
     noise_multiplier: z, at least 0; see `privacy.epsilon` for what it is worth.
-    axis: over which clients are spread; None for nowhere.
 
   Raises:
     BadInput: an argument is out of range.
@@ -123,7 +117,7 @@ def clipped_mean(
   checks.positive("--clip-norm", bound)
   checks.non_negative("--noise-multiplier", noise_multiplier)
 
-  def combine(key, uploads, cohorts, before):
+  def combine(key, uploads, cohorts, before, axis=None):
     updates = tuple(jax.tree.map(jnp.subtract, upload, before) for upload in uploads)
     kept = tuple(map(usable, updates, cohorts))
     updates = tuple(map(_without_others, updates, kept))
@@ -156,16 +150,15 @@ def _unless_nobody(number: Array, after: PyTree, before: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: jnp.where(number > 0, a, b).astype(b.dtype), after, before)
 
 
-def _of_sorted(take: Callable, axis: str | None) -> Aggregate:
+def _of_sorted(take: Callable) -> Aggregate:
   """Builds an aggregate coordinate by coordinate.
 
   Args:
     take: (leaf [n, ...], number [] int32) -> [...]: of every coordinate's values the first `number`
       count, in ascending order; infinities follow.
-    axis: over which clients are spread; None for nowhere.
   """
 
-  def combine(key, uploads, cohorts, before):
+  def combine(key, uploads, cohorts, before, axis=None):
     del key
     kept = tuple(map(usable, uploads, cohorts))
     number = tree.over(axis, sum(jnp.sum(k) for k in kept))

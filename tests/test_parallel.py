@@ -1,5 +1,6 @@
 """Clients spread over devices: the same results, and nothing sent but what is named."""
 
+import functools
 import math
 import re
 
@@ -45,18 +46,24 @@ def runs(slots=0):
   return engine.Runs(keys, cohorts(slots))
 
 
+def over(combine, axis):
+  return functools.partial(combine, axis=axis)
+
+
 def make_quped(axis):
   quantizer = quantizers.learned_codebook(max_bits=2)
   rates = client.Rates(0.1, 0.01, 0.01)
   return quped(
-    MODELS[1], MODELS, quantizer, rates=rates, aggregate=aggregate.mean(axis=axis), **STEPS
+    MODELS[1], MODELS, quantizer, rates=rates, aggregate=over(aggregate.mean(), axis), **STEPS
   )
 
 
 ALGORITHMS = {
   "quped": make_quped,
-  "fedavg": lambda axis: fedavg(MODELS[0], aggregate=aggregate.weighted_mean(axis=axis), **STEPS),
-  "ditto": lambda axis: ditto(MODELS[0], aggregate=aggregate.median(axis=axis), **STEPS),
+  "fedavg": lambda axis: fedavg(
+    MODELS[0], aggregate=over(aggregate.weighted_mean(), axis), **STEPS
+  ),
+  "ditto": lambda axis: ditto(MODELS[0], aggregate=over(aggregate.median(), axis), **STEPS),
   "sampling": lambda axis: with_sampling(make_quped(axis), 0.4, axis),
 }
 

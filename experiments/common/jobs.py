@@ -180,7 +180,7 @@ def steps(options: Federated, federation: Federation) -> dict:
 
 def federated(options: Federated, federation: Federation, method: Callable) -> dict:
   """Returns `steps`, and how the server of a method (its builder) combines what comes of them."""
-  combine = aggregate_of(options, federation.num_clients, method)
+  combine = aggregate_of(options, federation.num_clients, method, axis(options))
   return {"aggregate": combine, **steps(options, federation)}
 
 
