@@ -19,7 +19,8 @@ METHODS = {
   "FedAvg": methods.federated_averaging,
   "QuPeD 2 bit": partial(methods.quped_quantised, bits=(2,)),
 }
-LOST = (0.0, 0.1, 0.3)  # share of the clients, in every round others
+LOST = {f"{share:.0%} lost": {"dropout": share} for share in (0.0, 0.1, 0.3)}
+SLOW = {"30% slow": {"stragglers": 0.3}}
 CORRUPT = (2, 10)  # clients, in every round the same
 NOISE = (0.0, 1.0, 3.0, 10.0)  # multiples of the bound
 
@@ -51,8 +52,8 @@ DEFAULTS = Options(
 
 
 def dropout() -> list[MakeJob]:
-  """Clients that are lost in a round."""
-  return _every_way({}, {f"{share:.0%} lost": {"dropout": share} for share in LOST})
+  """Clients that are lost in a round or do less, beside training that needs no server."""
+  return [partial(methods.local_quantised, bits=(2,)), *_every_way({}, LOST | SLOW)]
 
 
 def corruption(kind: str) -> list[MakeJob]:
@@ -90,4 +91,4 @@ def main(options: Options) -> None:
   folder = Path(options.out or "results/faults")
   for topic in options.topics or TOPICS:
     own = dataclasses.replace(options, out=str(folder / topic))
-    study.run("faults", own, TOPICS[topic]())
+    study.run("faults", own, TOPICS[topic](), keep_going=True)
