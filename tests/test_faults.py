@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import io
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
-from experiments.common import faults
+from experiments.common import faults, jobs, study
+from experiments.common.errors import Diverged
 from experiments.common.options import Options, check
 from qupeD_jax import aggregate, client, corruption, privacy, quantizers
 from qupeD_jax.algorithms.faults import with_dropout, with_stragglers
@@ -293,3 +296,24 @@ def test_privacy_counts_the_group_of_which_the_largest_share_takes_part():
   assert found["epsilon"] == privacy.epsilon(4.0, **pair)
   for none in ({"noise_multiplier": 0.0}, {"aggregate": "mean"}):
     assert faults.privacy_of(dataclasses.replace(options, **none), [20, 3], 5) is None
+
+
+# --- a study of methods of which some diverge
+
+
+def test_methods_that_diverge_are_left_out_and_the_others_trained_anew():
+  trained = []
+
+  def results_of(job):
+    trained.append(list(job.variants))
+    for bad in ("b", "d"):
+      if bad in job.variants:
+        raise Diverged(bad, f"{bad} diverged")
+    return {method: {} for method in job.variants}, {}
+
+  console = Console(record=True, file=io.StringIO())
+  job = jobs.Job(None, None, dict.fromkeys("abcd"), ())
+  assert study.surviving(job, results_of, console) == ({"a": {}, "c": {}}, {})
+  assert trained == [list("abcd"), list("acd"), list("ac")]
+  assert console.export_text() == "left out: b diverged\nleft out: d diverged\n"
+  assert study.surviving(job._replace(variants={"b": None}), results_of, console) == ({}, {})
