@@ -1,10 +1,11 @@
 """The results folder: what an experiment was asked, what it measured, and what came of it.
 
   config.json      the options, the versions that ran, and when
-  metrics.jsonl    one line per method, seed and round, written as they come; what an evaluation
-                   finds, accuracies and in some experiments the squared gradient mapping, is null
-                   in rounds without one
-  summary.json     per method: accuracies, bytes, FLOPs, seconds
+  metrics.jsonl    one line per method, seed and round, written as they come; `dropped` counts the
+                   updates that were not finite; what an evaluation finds, accuracies and in some
+                   experiments the squared gradient mapping, is null in rounds without one
+  summary.json     per method: accuracies, bytes, FLOPs, seconds; and where noise was added the
+                   privacy that it is worth
   table.md         the summary for people
   accuracies.json  per method: the seeds, [S], and the test accuracy of each client's shipped model
                    in each seed, [S, K], clients in the order of their ids; null for a client

@@ -91,7 +91,7 @@ class Federated:
   corrupt: int = 0
   """Number of clients that send something else than they should."""
   corruption: Literal["nan", "noise", "sign"] = "sign"
-  """What they send: NaN, noise, or the opposite of their update, ten times."""
+  """What they send: NaN, noise, or the opposite of their update, four times."""
   augment: bool = False
   """Flip the images and crop them from padded ones, at random."""
   simultaneous: bool = False

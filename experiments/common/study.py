@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments.common import faults, parts, portrait, resume, training
 from experiments.common import federation as fed
+from experiments.common.errors import Diverged
 from experiments.common.federation import Federation
 from experiments.common.jobs import Job, MakeJob
 from experiments.common.options import Federated, Options, check
@@ -45,6 +46,7 @@ def run(
   comparisons: Mapping[str, Sequence[str]] | None = None,
   taken: Sequence[str] = (),
   pictured: str | None = None,
+  keep_going: bool = False,
   split: Callable = fed.split,
   make_model: Callable = models.make,
 ) -> Path:
@@ -59,6 +61,7 @@ def run(
     taken: results folders of the same experiment; jobs found there are not trained again.
     pictured: the method whose weights and centers are drawn; by default the first quantised one of
       the last job with codebooks.
+    keep_going: leave a method out that diverges, where otherwise the study ends.
     split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
@@ -66,7 +69,7 @@ def run(
 
   Raises:
     BadInput: an option is out of range or does not fit the data.
-    Diverged: a loss is no longer finite.
+    Diverged: a loss is no longer finite; not if `keep_going`.
   """
   check(options)
   console = Console()
@@ -84,15 +87,19 @@ def run(
   report.clients(held_classes(federation), folder / "clients.png")
   summary, accuracies = {}, {}
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
-    for job in jobs:
+
+    def results_of(job):
       own = slug(job_name(job))
       saves = resume.Saves(folder / CHECKPOINTS / own, deadline)
       sitter = portrait.of_job(job, folder / portrait.FOLDER / own, pictured)
-      entries, scores = (
+      return (
         recall(job, finished)
         or take_over(job, found, folder)
         or run_job(job, folder, bar, saves, sitter)
       )
+
+    for job in jobs:
+      entries, scores = surviving(job, results_of, console) if keep_going else results_of(job)
       summary, accuracies = summary | entries, accuracies | scores
       metrics.write_summary(folder, summary)
       metrics.write_accuracies(folder, accuracies)
@@ -197,6 +204,24 @@ def run_job(
     entries[method] = summarise(job, method, own, seconds) | about_privacy(job, method)
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
+
+
+def surviving(
+  job: Job, results_of: Callable, console: Console
+) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Trains a job without its methods that diverge, which takes a start anew for each of them.
+
+  Args:
+    job: what is trained.
+    results_of: job -> what `run_job` returns.
+    console: told who is left out.
+  """
+  try:
+    return results_of(job)
+  except Diverged as error:
+    console.print(f"left out: {error}", highlight=False)
+    left = {name: variant for name, variant in job.variants.items() if name != error.method}
+    return surviving(job._replace(variants=left), results_of, console) if left else ({}, {})
 
 
 def among(

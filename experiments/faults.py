@@ -1,0 +1,94 @@
+"""FedAvg and QuPeD at 2 bits where clients are lost or send garbage, by how the server combines.
+
+make experiment NAME=faults
+"""
+
+import dataclasses
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from experiments.common import methods, study
+from experiments.common.jobs import MakeJob, changed, with_values
+from experiments.common.options import Aggregate
+from experiments.common.options import Options as Shared
+from qupeD_jax import checks
+
+METHODS = {
+  "FedAvg": methods.federated_averaging,
+  "QuPeD 2 bit": partial(methods.quped_quantised, bits=(2,)),
+}
+LOST = {f"{share:.0%} lost": {"dropout": share} for share in (0.0, 0.1, 0.3)}
+SLOW = {"30% slow": {"stragglers": 0.3}}
+CORRUPT = (2, 10)  # clients, in every round the same
+NOISE = (0.0, 1.0, 3.0, 10.0)  # multiples of the bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Shared):
+  """Faults of clients, and how a server combines what comes."""
+
+  topics: tuple[str, ...] = ()
+  """What is studied: dropout, nan, noise, sign, privacy; by default all."""
+
+
+DEFAULTS = Options(
+  clients=50,
+  validation=0.2,
+  batch_size=8,
+  partial_batches=True,
+  lambda_p=0.3,
+  temperature=2.0,
+  weights_rate=0.2,
+  global_rate=0.2,
+  fedavg_rate=0.4,
+  trim=0.2,
+  eval_every=20,
+)
+
+
+# --- topics: the jobs of one study
+
+
+def dropout() -> list[MakeJob]:
+  """Clients that are lost in a round or do less, beside training that needs no server."""
+  return [partial(methods.local_quantised, bits=(2,)), *_every_way({}, LOST | SLOW)]
+
+
+def corruption(kind: str) -> list[MakeJob]:
+  """Clients that send something else than they should."""
+  return _every_way({"corruption": kind}, {f"{n} {kind}": {"corrupt": n} for n in CORRUPT})
+
+
+def privacy() -> list[MakeJob]:
+  """Noise on the clipped mean."""
+  changes = {f"noise {multiplier:g}": {"noise_multiplier": multiplier} for multiplier in NOISE}
+  return [_job(method, "clipped_mean", {}, changes) for method in METHODS]
+
+
+TOPICS = {
+  "dropout": dropout,
+  **{kind: partial(corruption, kind) for kind in ("nan", "noise", "sign")},
+  "privacy": privacy,
+}
+
+
+def _every_way(values: dict[str, Any], changes: dict[str, dict[str, float]]) -> list[MakeJob]:
+  ways = itertools.product(METHODS, get_args(Aggregate))
+  return [_job(method, aggregate, values, changes) for method, aggregate in ways]
+
+
+def _job(method: str, aggregate: str, values: dict, changes: dict) -> MakeJob:
+  make = with_values(METHODS[method], {"aggregate": aggregate, **values})
+  return changed(make, {f"{method} {aggregate}, {name}": v for name, v in changes.items()})
+
+
+def main(options: Options) -> None:
+  """Runs the experiment: every topic has a folder of its own below results/faults."""
+  for topic in options.topics:
+    checks.require(topic in TOPICS, "--topics", topic, ", ".join(TOPICS))
+  folder = Path(options.out or "results/faults")
+  for topic in options.topics or TOPICS:
+    own = dataclasses.replace(options, out=str(folder / topic))
+    study.run("faults", own, TOPICS[topic](), keep_going=True)
