@@ -43,7 +43,7 @@ class Report(NamedTuple):
   loss: np.ndarray  # [R, r] float32, mean over the clients that took part
   seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
-  measures: dict[str, np.ndarray]  # likewise, of what else was measured
+  measures: dict[str, np.ndarray]  # likewise, of what else was measured; both {} at a mere pause
 
 
 class Result(NamedTuple):
@@ -98,6 +98,7 @@ def run(
   *,
   rounds: int,
   every: int,
+  pause: int | None = None,
   scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
   measure: Callable | None = None,
   callback: Callable[[Report], None] = lambda report: None,
@@ -113,7 +114,8 @@ def run(
     runs: R runs.
     data: training examples, shared by the runs.
     rounds: how many rounds each run has had in the end.
-    every: rounds of a chunk.
+    every: rounds after which runs are scored and measured, and again at the end.
+    pause: rounds after which the host is called back as well; a chunk ends at either.
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
     measure: (setting, state, data, cohorts) of one run -> {name: per cohort [K]}, taken after each
       chunk, one run after the other, so that it may look at many rows at once; None for nothing.
@@ -130,11 +132,13 @@ def run(
   """
   checks.at_least("--rounds", rounds, 1)
   checks.at_least("--eval-every", every, 1)
+  pause = every if pause is None else pause
+  checks.at_least("--checkpoint-every", pause, 1)
   data, runs, scored = jax.device_put((data, runs, scored))
   start = time.perf_counter()
   if state is None:
     state = _compile(jax.vmap(_initialise(build), (0, None)), runs, data)(runs, data)
-  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
+  chunk = jax.vmap(_chunk(build, min(every, pause)), (0, 0, None, None))
   train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
   score = None if scored is None else _compile_score(build, runs, state, data, scored)
   take = None if measure is None else _compile_measure(measure, runs, state, data)
@@ -143,16 +147,18 @@ def run(
   done = int(np.min(state.round))
   while done < rounds:
     start = time.perf_counter()
-    length = min(every, rounds - done)
+    length = min(every - done % every, pause - done % pause, rounds - done)
     state, infos, broken = train(runs, state, data, jnp.int32(length))
     infos = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :length], infos)  # noqa: B023
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
     _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
-    scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
-    measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
-    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores, measures))
     done += length
+    scores = measures = {}
+    if done % every == 0 or done == rounds:
+      scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
+      measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
+    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores, measures))
   return Result(state, compile_seconds, train_seconds)
 
 

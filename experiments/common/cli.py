@@ -13,11 +13,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from experiments.common.errors import Diverged, OutOfTime
+from experiments.common.errors import Diverged, OutOfTime, Terminated
 from qupeD_jax.checks import BadInput
 
 FOLDER = Path(__file__).parent.parent
-BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED = 2, 1, 130, 75
+BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 2, 1, 130, 75, 143
 HELP = ("-h", "--help")
 
 
@@ -47,12 +47,15 @@ def main(arguments: Sequence[str]) -> int:
   except BadInput as error:
     return _fail(error, BAD_INPUT)
   except KeyboardInterrupt:
-    return _fail("interrupted; what was written so far can be read", INTERRUPTED)
+    return _fail("interrupted; the same command goes on from the last save", INTERRUPTED)
   except Diverged as error:
     return _fail(error, FAILED)
   except OutOfTime as stopped:
     print(stopped)
     return UNFINISHED
+  except Terminated as stopped:
+    print(stopped)
+    return TERMINATED
   return 0
 
 

@@ -11,3 +11,7 @@ class Diverged(RuntimeError):
 
 class OutOfTime(Exception):
   """The minutes that a run was given are over; it can be continued."""
+
+
+class Terminated(Exception):
+  """A signal asked a run to end; it can be continued."""
