@@ -115,7 +115,8 @@ def run(
     data: training examples, shared by the runs.
     rounds: how many rounds each run has had in the end.
     every: rounds after which runs are scored and measured, and again at the end.
-    pause: rounds after which the host is called back as well; a chunk ends at either.
+    pause: rounds after which the host is called back as well; a chunk ends at either. The program
+      is the same with any, and so is what it computes.
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
     measure: (setting, state, data, cohorts) of one run -> {name: per cohort [K]}, taken after each
       chunk, one run after the other, so that it may look at many rows at once; None for nothing.
@@ -138,7 +139,7 @@ def run(
   start = time.perf_counter()
   if state is None:
     state = _compile(jax.vmap(_initialise(build), (0, None)), runs, data)(runs, data)
-  chunk = jax.vmap(_chunk(build, min(every, pause)), (0, 0, None, None))
+  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
   train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
   score = None if scored is None else _compile_score(build, runs, state, data, scored)
   take = None if measure is None else _compile_measure(measure, runs, state, data)

@@ -192,8 +192,8 @@ def rows_of(job: Job, chunk: engine.Report, first: int) -> list[dict]:
   """
   measured = {name: None for phase in job.phases for name in phase.measures}
   rows = []
-  for (run_, (method, seed)), (j, round_) in itertools.product(
-    enumerate(methods_of_runs(job)), enumerate(chunk.rounds)
+  for (j, round_), (run_, (method, seed)) in itertools.product(
+    enumerate(chunk.rounds), enumerate(methods_of_runs(job))
   ):
     row = {"method": method, "seed": seed, "round": first + int(round_)}
     row |= {"loss": float(chunk.loss[run_, j]), "accuracy": None, "global_accuracy": None}
