@@ -45,7 +45,7 @@ class Report(NamedTuple):
   dropped: np.ndarray  # [R, r] int, uploads that the server did not take: they were not finite
   seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
-  measures: dict[str, np.ndarray]  # likewise, of what else was measured
+  measures: dict[str, np.ndarray]  # likewise, of what else was measured; both {} at a mere pause
 
 
 class Result(NamedTuple):
@@ -100,6 +100,7 @@ def run(
   *,
   rounds: int,
   every: int,
+  pause: int | None = None,
   scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
   measure: Callable | None = None,
   callback: Callable[[Report], None] = lambda report: None,
@@ -116,7 +117,9 @@ def run(
     runs: R runs.
     data: training examples, shared by the runs.
     rounds: how many rounds each run has had in the end.
-    every: rounds of a chunk.
+    every: rounds after which runs are scored and measured, and again at the end.
+    pause: rounds after which the host is called back as well; a chunk ends at either. The program
+      is the same with any, and so is what it computes.
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
     measure: (setting, state, data, cohorts) of one run -> {name: per cohort [K]}, taken after each
       chunk, one run after the other, so that it may look at many rows at once; None for nothing.
@@ -135,6 +138,8 @@ def run(
   """
   checks.at_least("--rounds", rounds, 1)
   checks.at_least("--eval-every", every, 1)
+  pause = every if pause is None else pause
+  checks.at_least("--checkpoint-every", pause, 1)
   cohorts = runs.cohorts
   data, runs = _place(data, runs, mesh)
   scored = None if scored is None else parallel.spread(*scored, mesh)
@@ -152,7 +157,7 @@ def run(
   done = int(np.min(state.round))
   while done < rounds:
     start = time.perf_counter()
-    length = min(every, rounds - done)
+    length = min(every - done % every, pause - done % pause, rounds - done)
     state, report = train(runs, state, data, np.int32(length))
     infos, broken, digest = parallel.fetch(report)
     _require_one_server(digest)
@@ -160,11 +165,13 @@ def run(
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
     _require_finite(infos, broken, cohorts, numbers)
-    scores = {} if score is None else by_client(score(runs, state, data, scored), cohorts)
-    measures = {} if take is None else by_client(take(runs, state, data), cohorts)
+    done += length
+    scores = measures = {}
+    if done % every == 0 or done == rounds:
+      scores = {} if score is None else by_client(score(runs, state, data, scored), cohorts)
+      measures = {} if take is None else by_client(take(runs, state, data), cohorts)
     loss, dropped = _mean_loss(infos), sum(np.sum(info.dropped, axis=-1) for info in infos)
     callback(Report(state, numbers, loss, dropped, train_seconds, scores, measures))
-    done += length
   return Result(state, compile_seconds, train_seconds)
 
 
@@ -186,12 +193,9 @@ def compile_chunk(
   return _compile(chunk, runs, state, data, np.int32(0), donate=1)
 
 
-def initial_shapes(
-  build: Callable[[Any], Algorithm], runs: Runs, data: Dataset, mesh: Mesh | None = None
-) -> FedState:
-  """Returns the shapes of the state that `run` starts from, and on a mesh where its parts lie."""
-  shapes = jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
-  return parallel.lay_out(shapes, mesh)
+def initial_shapes(build: Callable[[Any], Algorithm], runs: Runs, data: Dataset) -> FedState:
+  """Returns the shapes of the state that `run` starts from, as of `jax.eval_shape`."""
+  return jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
 
 
 def score(

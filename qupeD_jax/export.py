@@ -4,21 +4,17 @@ An entry of a quantised tensor costs `bits` bits: the index of its center, writt
 entry after entry without gaps. Eight entries fill exactly `bits` bytes.
 """
 
-import contextlib
 import json
 import operator
 import os
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qupeD_jax import codebook
+from qupeD_jax import codebook, tensor_file
 from qupeD_jax.checks import BadInput, require
 from qupeD_jax.types import PyTree
 
@@ -109,8 +105,6 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
   Raises:
     BadInput: the file cannot be written.
   """
-  path = Path(path)
-  tensors = _named_tensors(packed)
   layout = {
     name: {"shape": shape, "bits": _bits(packed.centers[name])}
     for name, shape in packed.shapes.items()
@@ -120,16 +114,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
     "quantised": json.dumps(layout),
     "metadata": json.dumps(metadata, default=operator.methodcaller("tolist")),
   }
-  header["crc32"] = _checksum(tensors, header)
-  partial = path.with_name(path.name + ".partial")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(safetensors.numpy.save(tensors, header))
-    os.replace(partial, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
+  tensor_file.save(Path(path), _named_tensors(packed), header)
 
 
 def load(path: str | os.PathLike) -> tuple[Packed, dict]:
@@ -144,11 +129,10 @@ def load(path: str | os.PathLike) -> tuple[Packed, dict]:
   Raises:
     BadInput: the file is missing, damaged, or not a packed model.
   """
-  tensors, header = read_tensors(path)
+  tensors, header = tensor_file.read(path)
   if header.get("format") != FORMAT:
     raise BadInput(f"{path}: not a model that qupeD_jax packed")
-  if header.get("crc32") != _checksum(tensors, header):
-    raise BadInput(f"{path}: damaged (its checksum does not match)")
+  tensor_file.verify(path, tensors, header)
   layout = json.loads(header["quantised"])
   packed = Packed(
     codes={name: tensors.pop(f"{name}.codes") for name in layout},
@@ -157,28 +141,6 @@ def load(path: str | os.PathLike) -> tuple[Packed, dict]:
     kept=tensors,
   )
   return packed, json.loads(header["metadata"])
-
-
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Reads any safetensors file.
-
-  Args:
-    path: the file.
-
-  Returns:
-    Its tensors and its metadata.
-
-  Raises:
-    BadInput: the file is missing, damaged, or of another format.
-  """
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      names = file.keys()
-      return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-  except OSError as error:
-    raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
-  except safetensors.SafetensorError as error:
-    raise BadInput(f"{path}: damaged, or not a safetensors file") from error
 
 
 def _used_centers(path: str, centers: np.ndarray) -> np.ndarray:
@@ -219,13 +181,3 @@ def _named_tensors(packed: Packed) -> dict[str, np.ndarray]:
   codes = {f"{path}.codes": codes for path, codes in packed.codes.items()}
   centers = {f"{path}.centers": centers for path, centers in packed.centers.items()}
   return codes | centers | packed.kept
-
-
-def _checksum(tensors: dict[str, np.ndarray], header: dict[str, str]) -> str:
-  """Returns a CRC-32 of all that `load` relies on; safetensors itself carries none."""
-  texts = {key: text for key, text in header.items() if key != "crc32"}
-  crc = zlib.crc32(json.dumps(texts, sort_keys=True).encode())
-  for name, tensor in sorted(tensors.items()):
-    crc = zlib.crc32(f"{name} {tensor.shape} {tensor.dtype}".encode(), crc)
-    crc = zlib.crc32(tensor.tobytes(), crc)
-  return f"{crc:08x}"

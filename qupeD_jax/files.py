@@ -9,9 +9,9 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -89,22 +89,59 @@ def on_disk(path: Path):
     raise BadInput(f"{error.filename or path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def writing(path: Path):
+  """Turns what the file system refuses into one line that names what was to be written."""
+  try:
+    yield
+  except OSError as error:
+    raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file of which all is there in the end or nothing.
+
+  Raises:
+    BadInput: the file cannot be written; what was there before stays.
+  """
+  partial = path.with_name(path.name + ".partial")
+  with writing(path):
+    try:
+      with partial.open("wb") as file:
+        yield file
+        sync(file)
+      os.replace(partial, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        partial.unlink()
+      raise
+
+
 def write(path: Path, text: str) -> None:
   """Writes all of a text file or nothing of it, ending in a newline.
 
   Raises:
     BadInput: the file cannot be written; what was there before stays.
   """
-  partial = path.with_name(path.name + ".partial")
-  with on_disk(path):
+  with whole(path) as file:
+    file.write((text if text.endswith("\n") else text + "\n").encode())
+
+
+def append(path: Path, text: str) -> None:
+  """Appends all of a text to a file, on disk before this returns, or nothing of it.
+
+  Raises:
+    BadInput: the file cannot be written; what was there before stays.
+  """
+  with writing(path), path.open("ab", buffering=0) as file:
+    size, left = file.seek(0, os.SEEK_END), memoryview(text.encode())
     try:
-      with partial.open("w", encoding="utf-8") as file:
-        file.write(text if text.endswith("\n") else text + "\n")
-        sync(file)
-      os.replace(partial, path)
+      while left:
+        left = left[file.write(left) :]
+      sync(file)
     except OSError:
-      with contextlib.suppress(OSError):
-        partial.unlink()
+      file.truncate(size)
       raise
 
 

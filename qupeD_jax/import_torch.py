@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qupeD_jax import export, models
+from qupeD_jax import export, models, tensor_file
 from qupeD_jax.checks import BadInput, require
 from qupeD_jax.types import PyTree
 
@@ -75,7 +75,7 @@ def load(
   require(name in NAMES, "--model", name, ", ".join(NAMES))
   shapes = _shapes(name, num_classes, image_shape)
   theirs = {torch_name(ours): ours for ours in shapes}
-  tensors, _ = export.read_tensors(path)
+  tensors, _ = tensor_file.read(path)
   tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(_IGNORED)}
   _require_fit(path, tensors, name, {key: _to_torch(shapes[ours]) for key, ours in theirs.items()})
   return unflatten_dict({theirs[key]: _to_ours(x) for key, x in tensors.items()}, sep="/")
@@ -101,7 +101,7 @@ def read_variables(
   Raises:
     BadInput: as `load`.
   """
-  _, header = export.read_tensors(path)
+  _, header = tensor_file.read(path)
   if header.get("format") != export.FORMAT:
     return load(path, name, num_classes, image_shape)
   packed, _ = export.load(path)

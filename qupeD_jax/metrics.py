@@ -90,7 +90,7 @@ def open_results(path: str | os.PathLike, config: Any, *, resume: bool = False) 
 
 
 def append_metrics(folder: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Appends rows to metrics.jsonl, on disk before this returns.
+  """Appends rows to metrics.jsonl, on disk before this returns: all of them or none.
 
   Args:
     folder: the results folder.
@@ -99,11 +99,25 @@ def append_metrics(folder: str | os.PathLike, rows: Iterable[Mapping[str, Any]])
   Raises:
     BadInput: the file cannot be written.
   """
-  lines = "".join(files.dump(row) + "\n" for row in rows)
+  files.append(Path(folder) / METRICS, "".join(files.dump(row) + "\n" for row in rows))
+
+
+def keep_rows(folder: str | os.PathLike, keep: Callable[[dict[str, Any]], bool]) -> None:
+  """Drops rows of metrics.jsonl, all that are not to be kept or, if that fails, none.
+
+  Args:
+    folder: the results folder.
+    keep: row -> whether it stays.
+
+  Raises:
+    BadInput: the file cannot be read or written, or another line than the last is damaged.
+  """
   path = Path(folder) / METRICS
-  with files.on_disk(path), path.open("a", encoding="utf-8") as file:
-    file.write(lines)
-    files.sync(file)
+  lines = _complete_lines(path)
+  kept = [line for i, line in enumerate(lines) if keep(files.parse(line, _place(path, i)))]
+  if len(kept) < len(lines):
+    with files.whole(path) as file:
+      file.write("".join(line + "\n" for line in kept).encode())
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -120,11 +134,9 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     BadInput: the file cannot be read, or another line than the last is damaged.
   """
   path = Path(folder) / METRICS
-  with files.on_disk(path):
-    complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
   rows = {}
-  for number, line in enumerate(complete.splitlines(), start=1):
-    row = files.parse(line, f"{path}, line {number}")
+  for i, line in enumerate(_complete_lines(path)):
+    row = files.parse(line, _place(path, i))
     rows[row.get("method"), row.get("seed"), row.get("round")] = row
   return list(rows.values())
 
@@ -384,6 +396,17 @@ def _mean_of_means(per_client) -> float | None:
 
 def _worst_decile(accuracy: np.ndarray) -> float:
   return float(np.mean(np.sort(accuracy)[: max(1, accuracy.size // 10)]))
+
+
+def _complete_lines(path: Path) -> list[str]:
+  """Reads the lines of a file but a last one that was cut short."""
+  with files.on_disk(path):
+    complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+  return complete.splitlines()
+
+
+def _place(path: Path, line: int) -> str:
+  return f"{path}, line {line + 1}"
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -116,13 +116,6 @@ def spread(
   return jax.tree.map(cut, data), place(cohorts, mesh)
 
 
-def lay_out(shapes: PyTree, mesh: Mesh | None) -> PyTree:
-  """Says of shapes, as of `jax.eval_shape`, where `place` would put arrays of these."""
-  if mesh is None:
-    return shapes
-  return _map_cut(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, mesh)
-
-
 def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
   """Lets every device run a function on its own clients; collectives over AXIS may be called there.
 
@@ -159,6 +152,13 @@ def fetch(tree: PyTree) -> PyTree:
     return np.asarray(leaf) if here else multihost_utils.process_allgather(leaf, tiled=True)
 
   return jax.tree.map(lambda leaf: read(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def anywhere(holds: tuple[bool, ...]) -> tuple[bool, ...]:
+  """Tells of each of several facts whether it holds in any process: the same answer in all."""
+  if jax.process_count() == 1:
+    return holds
+  return tuple(multihost_utils.process_allgather(np.array(holds)).any(axis=0).tolist())
 
 
 def _specs(tree: PyTree) -> PyTree:

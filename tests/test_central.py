@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import cifar10_resnet20_table
-from experiments.common import central, study
+from experiments.common import central, results, study
 from experiments.common import federation as fed
 from qupeD_jax import import_torch, metrics, quantize, quantizers
 from qupeD_jax.algorithms.local import local
@@ -210,7 +210,7 @@ def test_a_study_leaves_its_table_and_pictures(tmp_path):
     measured = row["gradient_mapping"]
     assert measured > 0 if row["round"] in (2, 3) else measured is None
   pictures = {path.name for path in tmp_path.glob("*.png")}
-  assert pictures == {*study.PICTURES}
+  assert pictures == {*results.PICTURES}
   assert not (tmp_path / "snapshots").exists()
 
 

@@ -127,7 +127,8 @@ def compiled_round(name):
   data, placed = parallel.spread(DATA, cohorts(DEVICES), on)
   placed = parallel.place(runs()._replace(cohorts=()), on)._replace(cohorts=placed)
   build = lambda _: ALGORITHMS[name](parallel.AXIS)
-  state = engine.initial_shapes(build, placed, data, on)
+  shapes = engine.initial_shapes(build, runs(DEVICES), DATA)
+  state = parallel.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), on)
   return engine.compile_chunk(build, 2, placed, state, data, on), state
 
 

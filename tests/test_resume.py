@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
@@ -12,11 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import quickstart
-from experiments.common import cli, methods, portrait, resume, study, tuning
+from experiments.common import cli, methods, portrait, results, resume, study
 from experiments.common.errors import OutOfTime
-from experiments.common.jobs import Phase
 from experiments.common.options import Options
-from experiments.common.tuning import Tuning
 from qupeD_jax import checkpoint, metrics, report
 from qupeD_jax.checks import BadInput
 
@@ -93,7 +93,10 @@ def test_a_study_stopped_after_every_chunk_is_the_same_study(uninterrupted, stop
       break
     except OutOfTime:
       stops += 1
-      assert (stopped / study.CHECKPOINTS).is_dir()
+      assert (stopped / results.CHECKPOINTS).is_dir()
+      if stops == 3:  # the first method is finished
+        with pytest.raises(BadInput, match=r"unfinished run with methods that are not .*, local; "):
+          run(stopped, JOBS[1:])
   assert stops == CHUNKS
   for name in SAME:
     assert (stopped / name).read_bytes() == (uninterrupted / name).read_bytes(), name
@@ -106,16 +109,23 @@ def test_a_study_stopped_after_every_chunk_is_the_same_study(uninterrupted, stop
 
 
 def test_nothing_temporary_is_left(uninterrupted):
-  for name in (study.CHECKPOINTS, portrait.FOLDER):
+  for name in (results.CHECKPOINTS, portrait.FOLDER):
     assert not (uninterrupted / name).exists()
 
 
 @pytest.mark.parametrize(
-  ("name", "value"), [("local_steps", 2), ("bits", (2,)), ("weights_rate", 0.2)]
+  ("changes", "differs"),
+  [
+    ({"local_steps": 2, "seed": 3}, "--local-steps 1, here 2; --seed 0, here 3"),
+    ({"bits": (2,)}, "--bits 1 2, here 2"),
+    ({"weights_rate": 0.2}, "--weights-rate 0.1, here 0.2"),
+  ],
 )
-def test_other_options_in_between_are_refused(stopped_once, name, value):
-  with pytest.raises(BadInput, match=rf"holds a run that was stopped: made with {name} .*as here"):
-    run(stopped_once, **{name: value})
+def test_other_options_in_between_are_refused(stopped_once, changes, differs):
+  before = {path: path.read_bytes() for path in stopped_once.rglob("*") if path.is_file()}
+  with pytest.raises(BadInput, match=f"holds an unfinished run with {differs}; .*--fresh begins"):
+    run(stopped_once, JOBS[:1], **changes)
+  assert before == {path: path.read_bytes() for path in stopped_once.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +171,6 @@ def test_no_minutes_are_refused():
     run("nowhere", minutes=0)
 
 
-def test_a_search_has_no_minutes():
-  options = Tuning(dataset="digits", models=("mlp2",), minutes=1.0)
-  with pytest.raises(BadInput, match=r"--minutes 1\.0: allowed is None in a search"):
-    tuning.run("search", options)
-
-
 # --- whose snapshots are taken
 
 
@@ -194,7 +198,7 @@ def test_snapshots_hold_all_centers_and_weights_at_five_moments(tmp_path, monkey
     tensor = jnp.full((2, 1, 3, 4), 1.0 * done)
     books = {"dense_1/kernel": jnp.array([[[0.0, 1.0]], [[done, jnp.inf]]])}
     clients = Clients({"params": {"dense_1": {"kernel": tensor}}}, books)
-    sitter.take(study.FedState({}, (clients,), jnp.int32(done)), done - 2, done)
+    sitter.take(study.FedState({}, (clients,), jnp.int32(done)), done)
   shown = {}
   monkeypatch.setattr(report, "weights", lambda *drawn: shown.update(weights=drawn))
   monkeypatch.setattr(report, "centers", lambda *drawn: shown.update(centers=drawn))
@@ -218,36 +222,116 @@ class State(NamedTuple):
   rounds: jax.Array
 
 
-def test_a_save_comes_back_as_it_was(tmp_path):
-  folder = tmp_path / "not" / "there"
-  assert checkpoint.latest(folder) is None
+def states(number):
   centers = jnp.array([-1.5, 0.25, jnp.inf, jnp.inf])
-  states = [
-    (None, State({"c": centers + k, "x": jnp.ones((2, 3))}, (), jnp.int32(k))) for k in range(4)
-  ]
-  for number, state in enumerate(states):
-    checkpoint.save(folder, number, state, {"phase": number, "seconds": 0.5})
-  assert checkpoint.latest(folder) == (3, {"phase": 3, "seconds": 0.5})
-  for number in (2, 3):
-    like = jax.eval_shape(lambda number=number: states[number])
-    restored = checkpoint.restore(folder, number, like)
-    assert isinstance(restored[1], State)
-    chex.assert_trees_all_equal(restored, states[number])
-  kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
-  assert kept == ["2", "3"]
+  return None, State({"c": centers + number, "x": jnp.ones((2, 3))}, (), jnp.int32(number))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A folder with the last two of four saves."""
+  folder = tmp_path / "not" / "there"
+  assert checkpoint.restore(folder, None, None) is None
+  for number in range(4):
+    save = checkpoint.Save(jax.device_get(states(number)), {"phase": number, "seconds": 0.5})
+    checkpoint.save(folder, save)
+  return folder
+
+
+def restored(folder, like=lambda progress: jax.eval_shape(lambda: states(0))):
+  warnings = []
+  return checkpoint.restore(folder, like, warnings.append), warnings
+
+
+def test_a_save_comes_back_as_it_was(saved):
+  found, warnings = restored(saved)
+  assert found.progress == {"phase": 3, "seconds": 0.5}
+  assert isinstance(found.state[1], State)
+  chex.assert_trees_all_equal(found.state, states(3))
+  assert not warnings
+  assert names(saved) == ["2", "3"]
+
+
+def names(saved):
+  return sorted(path.name for path in saved.iterdir())
+
+
+def damaged(save, how):
+  """Damages the file that holds the progress, or those that hold the state."""
+  for path in filter(Path.is_file, save.glob("about/*" if how == "progress" else "state/**/*")):
+    whole = bytearray(path.read_bytes())
+    match how:
+      case "cut":
+        whole = whole[: len(whole) // 2]
+      case "empty":
+        whole = b""
+      case "tensor":
+        whole[len(whole) // 2] ^= 1
+      case "progress":
+        whole = whole.replace(b"seconds", b"minutes")
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "tensor", "progress"])
+def test_a_damaged_save_falls_back_to_the_one_before(saved, how):
+  damaged(saved / "3", how)
+  found, (warning,) = restored(saved)
+  chex.assert_trees_all_equal(found.state, states(2))
+  assert re.fullmatch(r"[^\n]*/3: damaged[^\n]*the save before it is taken[^\n]*", warning)
+  assert restored(saved)[1] == []
+  checkpoint.save(saved, found)
+  assert names(saved) == ["2", "3", "3.damaged"]
+  damaged(saved / "2", how)
+  damaged(saved / "3", how)
+  found, warnings = restored(saved)
+  assert found is None
+  assert len(warnings) == 2
+
+
+def test_a_save_of_another_program_is_put_aside(saved):
+  like = lambda progress: jax.eval_shape(lambda: (None, states(0)[1].weights))
+  found, warnings = restored(saved, like)
+  assert found is None
+  assert all("damaged" in warning for warning in warnings)
+  assert len(list(saved.glob("*.damaged"))) == 2  # and can be looked at
 
 
 def test_without_a_folder_nothing_is_saved():
-  here = resume.Position(Phase, 0, 0.0, None, None)
-  resume.Saves(deadline=0.0).after_chunk(here)
-  assert resume.NOTHING.restore(None) is None
+  here = resume.Position(0, 0, 0, 0.0, None, None)
+  resume.Saves(deadline=0.0).after_chunk(0, here)
+  assert resume.NOTHING.restore(None) == resume.BEGIN
 
 
 def test_what_is_saved_is_where_a_job_stands(tmp_path):
   saves = resume.Saves(tmp_path / "job", deadline=0.0)
-  assert saves.restore(None) is None
-  here = resume.Position(1, 3, 2.5, {"start": jnp.zeros(2)}, {"now": jnp.ones(3)})
+  assert saves.restore(None) == resume.BEGIN
+  here = resume.Position(1, 3, 5, 2.5, {"start": jnp.zeros(2)}, {"now": jnp.ones(3)})
   with pytest.raises(OutOfTime):
-    saves.after_chunk(here)
+    saves.after_chunk(4, here)
   shapes = lambda phase: jax.eval_shape(lambda: (here.start, here.state)) if phase == 1 else None
   chex.assert_trees_all_equal(saves.restore(shapes), here)
+
+
+# --- how often
+
+
+def test_saves_come_after_so_many_rounds():
+  ends = [3, 5, 6, 10, 20, 21]
+  chunks = list(zip([0, *ends], ends, strict=False))
+  saved = lambda every: [end for begin, end in chunks if resume.Pace(every).due(begin, end)]
+  assert saved(1) == ends
+  assert saved(5) == [5, 10, 20]
+  assert saved(7) == [10, 20, 21]
+  assert saved(0) == []
+
+
+def test_saves_by_the_clock_take_a_small_share_of_the_time(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+  pace, saved = resume.Pace(None), []
+  for second in range(3000):
+    now[0] = float(second)
+    if pace.due(0, 1):
+      saved.append(second)
+      pace.saved(1.0 if second < 200 else 30.0)
+  assert saved == [60, 120, 180, 240, 840, 1440, 2040, 2640]

@@ -13,11 +13,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from experiments.common.errors import Diverged, Lost, OutOfTime
+from experiments.common.errors import Diverged, Lost, OutOfTime, Terminated
 from qupeD_jax.checks import BadInput
 
 FOLDER = Path(__file__).parent.parent
-BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED = 2, 1, 130, 75
+BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 2, 1, 130, 75, 143
 HELP = ("-h", "--help")
 
 
@@ -53,16 +53,19 @@ def run(name: str, *arguments: str) -> int:
     options = parse(experiment.DEFAULTS, arguments, name)
     if hosts.must_be_watched(options):
       return hosts.watch([name, *arguments])
-    hosts.run(experiment.main, options)
+    hosts.run(name, experiment.main, options)
   except BadInput as error:
     return _fail(error, BAD_INPUT)
   except KeyboardInterrupt:
-    return _fail("interrupted; what was written so far can be read", INTERRUPTED)
+    return _fail("interrupted; the same command goes on from the last save", INTERRUPTED)
   except (Diverged, Lost) as error:
     return _fail(error, FAILED)
   except OutOfTime as stopped:
     print(stopped)
     return UNFINISHED
+  except Terminated as stopped:
+    print(stopped)
+    return TERMINATED
   return 0
 
 

@@ -13,5 +13,9 @@ class OutOfTime(Exception):
   """The minutes that a run was given are over; it can be continued."""
 
 
+class Terminated(Exception):
+  """A signal asked a run to end; it can be continued."""
+
+
 class Lost(RuntimeError):
   """Another process of the run is gone; the message is one line."""

@@ -7,6 +7,7 @@ alone prints and keeps results.
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from experiments.common.errors import Lost
 from experiments.common.options import Federated
@@ -46,8 +49,13 @@ def check(options: Federated) -> None:
   checks.require(holds, "--process", own, f"0 to {options.processes - 1}, each of them once")
 
 
-def run(main: Callable[[Federated], None], options: Federated) -> None:
+def run(name: str, main: Callable[[Federated], None], options: Federated) -> None:
   """Runs an experiment as one of the processes that its options tell of.
+
+  Args:
+    name: of the experiment.
+    main: runs it.
+    options: as typed.
 
   Raises:
     BadInput: the options do not fit, or the others cannot be reached.
@@ -58,14 +66,16 @@ def run(main: Callable[[Federated], None], options: Federated) -> None:
     return main(options)
   options = dataclasses.replace(options, processes=jax.process_count())
   try:
-    if jax.process_index() == 0:
-      return main(options)
-    with (
-      tempfile.TemporaryDirectory() as own,
-      open(os.devnull, "w") as nothing,
-      contextlib.redirect_stdout(nothing),
-    ):
-      return main(dataclasses.replace(options, out=own))
+    with tempfile.TemporaryDirectory() as own, open(os.devnull, "w") as nothing:
+      first, shared = jax.process_index() == 0, Path(options.out or f"results/{name}").expanduser()
+      # All go on from the same saves: the others from copies, made before the first changes any.
+      if not first and shared.is_dir():
+        shutil.copytree(shared, own, dirs_exist_ok=True)
+      multihost_utils.sync_global_devices("copied")
+      if first:
+        return main(options)
+      with contextlib.redirect_stdout(nothing):
+        return main(dataclasses.replace(options, out=own))
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" in str(error):
       raise

@@ -51,6 +51,21 @@ class Job(NamedTuple):
 MakeJob = Callable[[Options, Federation], Job]
 
 
+def job_name(job: Job) -> str:
+  """Names a job by its first method, and counts the others."""
+  first, *others = job.variants
+  return f"{first} and {len(others)} more" if others else first
+
+
+def slug(name: str) -> str:
+  """Makes a file name of a method's or job's.
+
+  >>> slug("FedAvg + k-means 2 bit")
+  'FedAvg_+_k-means_2_bit'
+  """
+  return name.replace(" ", "_")
+
+
 # --- other jobs of a job
 
 

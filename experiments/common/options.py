@@ -26,6 +26,11 @@ class Federated:
   """Folder for the results; by default results/NAME."""
   minutes: float | None = None
   """Save and stop after so many; the same command goes on from there."""
+  checkpoint_every: int | None = None
+  """Rounds between saves that a run goes on from if it is cut off; by default one about every
+  minute, at an evaluation; 0 saves only when the run is told to stop."""
+  fresh: bool = False
+  """Begin anew, whatever the results folder holds."""
 
   devices: int = 1
   """Devices, of each process, that share the clients."""
@@ -172,6 +177,8 @@ def check(options: Federated) -> None:
     checks.at_least("--clients-per-step", options.clients_per_step, 1)
   if options.minutes is not None:
     checks.positive("--minutes", options.minutes)
+  if options.checkpoint_every is not None:
+    checks.at_least("--checkpoint-every", options.checkpoint_every, 0)
   # Keys take 32 bits of a seed.
   last = options.seed + options.seeds - 1
   checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.jobs import Job
+from experiments.common.options import flag
 from qupeD_jax import files, metrics
 from qupeD_jax.checks import BadInput
 
-OWN = ("out", "only", "parts", "minutes")  # options in which pieces of one table may differ
+# Options in which one run may differ from its continuation, and pieces of one table.
+PASSING = ("out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process")
+OWN = (*PASSING, "only")
 
 
 class Part(NamedTuple):
@@ -17,6 +20,9 @@ class Part(NamedTuple):
   summary: dict[str, dict]  # by method
   accuracies: dict[str, dict]  # by method
   rows: list[dict]  # of metrics.jsonl
+
+
+NOTHING = Part({}, {}, [])
 
 
 def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
@@ -34,22 +40,30 @@ def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
   return [_read(Path(folder)) for folder in folders]
 
 
-def unfinished(folder: Path, config: dict[str, Any]) -> Part:
-  """Reads what a stopped run with the same options had finished.
+def finished(folder: Path) -> Part:
+  """Reads what a run had finished when it ended, or was cut off."""
+  return _read(folder) if (folder / metrics.SUMMARY).exists() else NOTHING
 
-  Raises:
-    BadInput: its options were others.
-  """
-  _check(folder, config, f"{folder}: holds a run that was stopped")
-  return _read(folder) if (folder / metrics.SUMMARY).exists() else Part({}, {}, [])
+
+def differences(folder: Path, config: dict[str, Any]) -> list[str]:
+  """Says in which options a run differs from the one of a folder: "--rounds 20, here 30"."""
+  differs = _differing(folder, config, (*PASSING, "seed_list"))
+  shown = lambda value: " ".join(map(str, value)) if isinstance(value, list) else value
+  return [f"{flag(k)} {shown(theirs)}, here {shown(ours)}" for k, theirs, ours in differs]
 
 
 def _check(folder: Path, config: dict[str, Any], where: str) -> None:
+  for name, theirs, ours in _differing(folder, config, OWN):
+    raise BadInput(f"{where}: made with {name} {theirs}; allowed is {ours}, as here")
+
+
+def _differing(
+  folder: Path, config: dict[str, Any], own: Sequence[str]
+) -> list[tuple[str, Any, Any]]:
+  """Lists the options, but `own`, whose values are others in a folder: name, theirs, ours."""
   theirs, ours = metrics.read_config(folder)["config"], files.plain(config)
-  for name in ours.keys() - set(OWN):
-    if theirs.get(name) != ours[name]:
-      made = f"{where}: made with {name} {theirs.get(name)}"
-      raise BadInput(f"{made}; allowed is {ours[name]}, as here")
+  compared = [name for name in ours if name not in own]
+  return [(n, theirs.get(n), ours[n]) for n in compared if theirs.get(n) != ours[n]]
 
 
 def _read(folder: Path) -> Part:
@@ -60,7 +74,7 @@ def _read(folder: Path) -> Part:
 def of_job(job: Job, parts: Sequence[Part]) -> Part | None:
   """Returns what there is of a job, if one of the parts has all its methods."""
   for part in parts:
-    if job.variants.keys() <= part.summary.keys():
+    if job.variants.keys() <= part.summary.keys() & part.accuracies.keys():
       summary, accuracies = (
         {method: of_all[method] for method in job.variants} for of_all in part[:2]
       )

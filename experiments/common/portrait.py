@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common.jobs import Job
-from qupeD_jax import parallel, quantize, report
+from qupeD_jax import files, parallel, quantize, report
 from qupeD_jax.types import FULL_PRECISION, FedState
 
 FOLDER = "snapshots"  # in the results folder, until the study is done
@@ -37,12 +37,12 @@ class Portrait(NamedTuple):
   rounds: int  # of the job
   folder: Path
 
-  def take(self, state: FedState, before: int, done: int) -> None:
-    """Keeps what there is to be seen after a chunk, if the phase has codebooks.
+  def take(self, state: FedState, done: int) -> None:
+    """Keeps what there is to be seen after an evaluation, if the phase has codebooks.
 
     Args:
       state: of all runs, leaves [R, ...].
-      before, done: the job's rounds before and after the chunk.
+      done: rounds of the job until now.
     """
     books = getattr(state.clients[0], "codebooks", {})
     if not books:
@@ -50,12 +50,20 @@ class Portrait(NamedTuple):
     of_client = lambda leaf: parallel.fetch(leaf[self.run, self.slot])
     centers = {path: of_client(book) for path, book in books.items()}
     kept = {f"centers/{path}": book[np.isfinite(book)] for path, book in centers.items()}
-    if self._is_moment(before, done):
+    if self._is_moment(done):
       flat = quantize.flatten(state.clients[0].variables["params"])
       path = max(books, key=lambda path: flat[path].size)
       kept[f"weights/{path}"] = of_client(flat[path]).ravel()
-    self.folder.mkdir(parents=True, exist_ok=True)
-    np.savez(self.folder / f"{done:09d}.npz", **kept)
+    with files.writing(self.folder):
+      self.folder.mkdir(parents=True, exist_ok=True)
+    with files.whole(self.folder / f"{done:09d}.npz") as file:
+      np.savez(file, **kept)
+
+  def cut_back(self, rounds: int) -> None:
+    """Forgets what was taken after so many rounds."""
+    for path in self.folder.glob("*.npz"):
+      if int(path.stem) > rounds:
+        path.unlink()
 
   def draw(self, folder: Path) -> None:
     """Draws what was kept, if anything, into the results folder."""
@@ -70,12 +78,11 @@ class Portrait(NamedTuple):
     by_tensor = {path: np.stack([c[path] for c in centers]) for path in centers[0]}
     report.centers(rounds, by_tensor, folder / "centers.png", who)
 
-  def _is_moment(self, before: int, done: int) -> bool:
+  def _is_moment(self, done: int) -> bool:
     """Tells whether weights are to be kept: at the first snapshot, and evenly over the rounds."""
-    if not any(int(path.stem) < done for path in self.folder.glob("*.npz")):
-      return True
+    before = max((int(path.stem) for path in self.folder.glob("*.npz")), default=None)
     moments = (round(self.rounds * i / (_MOMENTS - 1)) for i in range(_MOMENTS))
-    return any(before < moment <= done for moment in moments)
+    return before is None or any(before < moment <= done for moment in moments)
 
 
 def of_job(job: Job, folder: Path, method: str | None = None) -> Portrait | None:

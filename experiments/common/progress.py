@@ -35,7 +35,8 @@ class Bar:
 
   def advance(self, rounds: int, rows: list[dict]) -> None:
     """Counts the rounds of a chunk and shows its last numbers, means over methods and seeds."""
-    loss = np.mean([row["loss"] for row in rows if row["accuracy"] is not None])
-    accuracy = np.mean([row["accuracy"] for row in rows if row["accuracy"] is not None])
-    numbers = f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
-    self._progress.update(self._task, advance=rounds, numbers=numbers)
+    self._progress.update(self._task, advance=rounds)
+    evaluated = [row for row in rows if row["accuracy"] is not None]
+    if evaluated:
+      loss, accuracy = (np.mean([row[name] for row in evaluated]) for name in ("loss", "accuracy"))
+      self._progress.update(self._task, numbers=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %")

@@ -1,13 +1,16 @@
-"""Stops a job when its time is over and lets it go on from there."""
+"""Saves a job while it trains, stops it when it is told to, and lets it go on from there."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.common.errors import OutOfTime
-from qupeD_jax import checkpoint
+from experiments.common.errors import OutOfTime, Terminated
+from qupeD_jax import checkpoint, parallel
+from qupeD_jax.checks import BadInput
 from qupeD_jax.types import FedState
+
+GOES_ON = "the same command goes on from here"
 
 
 class Position(NamedTuple):
@@ -15,42 +18,105 @@ class Position(NamedTuple):
 
   phase: int  # counted from 0
   done: int  # rounds of the phases before
+  rounds: int  # of all phases until now
   seconds: float  # spent on rounds
   start: FedState | None  # what the phase before left
   state: FedState | None  # of this phase
 
 
-BEGIN = Position(0, 0, 0.0, None, None)
+BEGIN = Position(0, 0, 0, 0.0, None, None)
+
+
+class Pace:
+  """Tells when a save is due: every so many rounds, or by the clock, so that it costs little."""
+
+  LEAST = 60.0  # seconds between two saves by the clock
+  SHARE = 0.05  # of the time, at most, that they take
+
+  def __init__(self, every: int | None = 0):
+    self.every = every  # rounds; 0 for never; None goes by the clock
+    self._next = time.monotonic() + self.LEAST
+
+  def due(self, before: int, after: int) -> bool:
+    """Tells whether to save after a chunk, of the rounds between these two of a job."""
+    if self.every is None:
+      return time.monotonic() >= self._next
+    return self.every > 0 and before // self.every < after // self.every
+
+  def saved(self, seconds: float) -> None:
+    """Hears that there was a save and how long it took."""
+    self._next = time.monotonic() + max(self.LEAST, seconds / self.SHARE)
 
 
 class Saves(NamedTuple):
-  """When and where one job is saved."""
+  """When and where one job is saved, and what was written beside its saves."""
 
-  folder: Path | None = None  # of its checkpoints; None saves nothing
+  folder: Path | None = None  # of its saves; None saves nothing
+  pace: Pace = Pace()
   deadline: float = float("inf")  # on the monotonic clock
+  asked: Callable[[], bool] = lambda: False  # to stop, by a signal
+  written: Callable[[], float] = lambda: float("inf")  # rounds that metrics.jsonl has of the job
+  cut_back: Callable[[int], None] = lambda rounds: None  # what was written, to so many rounds
+  warn: Callable[[str], None] = print
 
-  def after_chunk(self, position: Position) -> None:
-    """Saves and leaves if the time is over; raises OutOfTime then."""
-    if self.folder is None or time.monotonic() < self.deadline:
+  def after_chunk(self, before: int, here: Position) -> None:
+    """Saves if it is time; leaves if it is told to.
+
+    Args:
+      before: rounds of the job before the chunk.
+      here: where the job stands after it.
+
+    Raises:
+      OutOfTime, Terminated: the job is saved.
+    """
+    if self.folder is None:
       return
-    progress = {name: getattr(position, name) for name in ("phase", "done", "seconds")}
-    before = checkpoint.latest(self.folder)
-    number = before.number + 1 if before else 0
-    checkpoint.save(self.folder, number, (position.start, position.state), progress)
-    raise OutOfTime("saved and stopped, as --minutes has it; the same command goes on from here")
+    now = self.asked(), time.monotonic() >= self.deadline, self.pace.due(before, here.rounds)
+    asked, over, due = parallel.anywhere(now)
+    if asked or over or due:
+      self._save(here)
+    if asked:
+      raise Terminated(f"saved and stopped, as SIGTERM has it; {GOES_ON}")
+    if over:
+      raise OutOfTime(f"saved and stopped, as --minutes has it; {GOES_ON}")
 
-  def restore(self, shapes: Callable) -> Position | None:
-    """Reads the newest save; None where there is none.
+  def restore(self, shapes: Callable) -> Position:
+    """Reads the newest save that can be read, and cuts back what was written after it.
 
     Args:
       shapes: phase -> the shapes of (start, state).
+
+    Returns:
+      Where the job goes on; its beginning where there is no such save.
+
+    Raises:
+      Terminated: it is told to stop.
     """
-    latest = self.folder and checkpoint.latest(self.folder)
-    if not latest:
-      return None
-    progress = latest.progress
-    saved = checkpoint.restore(self.folder, latest.number, shapes(progress["phase"]))
-    return Position(**progress, start=saved[0], state=saved[1])
+    if parallel.anywhere((self.asked(),))[0]:
+      raise Terminated(f"stopped, as SIGTERM has it; {GOES_ON}")
+    found = self.folder and checkpoint.restore(self.folder, self._like(shapes), self.warn)
+    here = BEGIN
+    if found:
+      start, state = found.state
+      here = Position(**found.progress, start=start, state=state)
+    self.cut_back(here.rounds)
+    return here
+
+  def _save(self, here: Position) -> None:
+    began, progress = time.monotonic(), here._asdict()
+    state = parallel.fetch((progress.pop("start"), progress.pop("state")))
+    checkpoint.save(self.folder, checkpoint.Save(state, progress))
+    self.pace.saved(time.monotonic() - began)
+
+  def _like(self, shapes: Callable) -> Callable:
+    def like(progress: dict):
+      written = self.written()
+      if progress["rounds"] > written:
+        raise BadInput(f"{self.folder}: saved after round {progress['rounds']}, but metrics.jsonl "
+                       f"ends at round {written}")  # fmt: skip
+      return shapes(progress["phase"])
+
+    return like
 
 
 NOTHING = Saves()

@@ -1,6 +1,7 @@
 """Runs the jobs of an experiment and writes its results folder."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.common import faults, parts, portrait, resume, training
+from experiments.common import faults, parts, portrait, results, resume, stopping, training
 from experiments.common import federation as fed
 from experiments.common.errors import Diverged
 from experiments.common.federation import Federation
-from experiments.common.jobs import Job, MakeJob
+from experiments.common.jobs import Job, MakeJob, job_name, slug
 from experiments.common.options import Federated, Options, check
 from experiments.common.progress import Bar
 from qupeD_jax import (
@@ -32,11 +33,6 @@ from qupeD_jax import (
 from qupeD_jax.data import splits
 from qupeD_jax.types import FedState
 
-OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
-OTHERS += ("report.html", "table.tex")
-CHECKPOINTS = "checkpoints"
-PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
-
 
 def run(
   name: str,
@@ -50,7 +46,7 @@ def run(
   split: Callable = fed.split,
   make_model: Callable = models.make,
 ) -> Path:
-  """Trains all jobs, prints the table, draws the pictures.
+  """Trains all jobs, prints the table, draws the pictures; goes on with a run that was cut off.
 
   Args:
     name: of the experiment; names its results folder.
@@ -68,8 +64,10 @@ def run(
     The results folder.
 
   Raises:
-    BadInput: an option is out of range or does not fit the data.
+    BadInput: an option is out of range or does not fit the data, the results folder is in use, or
+      it holds an unfinished run with other options.
     Diverged: a loss is no longer finite; not if `keep_going`.
+    OutOfTime, Terminated: it was told to stop, and can go on from there.
   """
   check(options)
   console = Console()
@@ -80,41 +78,83 @@ def run(
   methods = [method for job in jobs for method in job.variants]
   distinct = len(set(methods)) == len(methods)
   checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
-  found = parts.read(taken, config_of(name, options))
-  folder, finished = open_folder(name, options)
-  deadline = resume.deadline(options.minutes)
-  console.print(f"{name}: {describe(options, federation)}")
-  report.clients(held_classes(federation), folder / "clients.png")
-  summary, accuracies = {}, {}
+  config = config_of(name, options)
+  found = parts.read(taken, config)
+  folder, say = folder_of(name, options), sayer(console)
+  recorded = lambda folder: parts.finished(folder).summary.keys()
+  with results.held(folder), stopping.listening() as asked:
+    if results.begin(folder, config, methods, recorded, fresh=options.fresh, say=say):
+      console.print(f"{name}: {describe(options, federation)}")
+      report.clients(held_classes(federation), folder / "clients.png")
+      saves = results.saves(options, asked, say)
+      summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going)
+      if pairs := among(comparisons or {}, summary):
+        metrics.write_comparisons(folder, pairs)
+      draw(folder)
+      results.end(folder)
+      tables.print_table(summary, console)
+      print_privacy(summary, console)
+      console.print(f"results in {folder}")
+  return folder
+
+
+def run_jobs(
+  jobs: Sequence[Job],
+  folder: Path,
+  console: Console,
+  found: Sequence[parts.Part],
+  saves: resume.Saves,
+  pictured: str | None,
+  keep_going: bool,
+) -> dict[str, dict]:
+  """Trains the jobs that are not finished in the folder, one after the other.
+
+  Args:
+    jobs, pictured, keep_going: as in `run`.
+    folder: of the results.
+    console: to print on.
+    found: what is taken over from other runs.
+    saves: when jobs are saved.
+
+  Returns:
+    The summary, by method.
+  """
+  finished = parts.finished(folder)
+  methods = [method for job in jobs for method in job.variants]
+  in_order = lambda of: {method: of[method] for method in methods if method in of}
+  summary, accuracies = finished.summary, finished.accuracies
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
 
     def results_of(job):
-      own = slug(job_name(job))
-      saves = resume.Saves(folder / CHECKPOINTS / own, deadline)
-      sitter = portrait.of_job(job, folder / portrait.FOLDER / own, pictured)
+      sitter = portrait.of_job(job, folder / portrait.FOLDER / slug(job_name(job)), pictured)
+      own = results.of_job(saves, job, folder, sitter)
       return (
         recall(job, finished)
-        or take_over(job, found, folder)
-        or run_job(job, folder, bar, saves, sitter)
+        or take_over(job, found, folder, own)
+        or run_job(job, folder, bar, own, sitter)
       )
 
     for job in jobs:
       entries, scores = surviving(job, results_of, console) if keep_going else results_of(job)
-      summary, accuracies = summary | entries, accuracies | scores
-      metrics.write_summary(folder, summary)
+      summary, accuracies = in_order(summary | entries), in_order(accuracies | scores)
+      # The summary last: what it has is finished.
       metrics.write_accuracies(folder, accuracies)
-  for temporary in (CHECKPOINTS, portrait.FOLDER):
-    shutil.rmtree(folder / temporary, ignore_errors=True)
-  if pairs := among(comparisons or {}, accuracies):
-    metrics.write_comparisons(folder, pairs)
-  draw(folder)
-  tables.print_table(summary, console)
+      metrics.write_summary(folder, summary)
+      shutil.rmtree(folder / results.CHECKPOINTS / slug(job_name(job)), ignore_errors=True)
+  return summary
+
+
+def print_privacy(summary: Mapping[str, dict], console: Console) -> None:
+  """Prints what noise is worth, where there is any."""
   for method, entry in summary.items():
     if found := entry.get("privacy"):
       bound = f"epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g}"
       console.print(f"{method}: {bound}, for neighbours that differ in what one client holds")
-  console.print(f"results in {folder}")
-  return folder
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+  """Returns a function that prints a text as one line, however wide the console."""
+  return functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
 
 
 def draw(folder: Path) -> None:
@@ -130,38 +170,25 @@ def config_of(name: str, options: Federated) -> dict:
   return {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
 
 
-def open_folder(name: str, options: Federated) -> tuple[Path, parts.Part | None]:
-  """Opens the results folder of an experiment and writes its options down.
-
-  Returns:
-    The folder and, where a run with the same options was stopped, what it had finished.
-
-  Raises:
-    BadInput: a run with other options was stopped there, or the folder cannot be written.
-  """
-  folder = Path(options.out or Path("results") / name).expanduser()
-  config = config_of(name, options)
-  if not (folder / CHECKPOINTS).is_dir():
-    folder = metrics.open_results(folder, config)
-    remove_results(folder)
-    return folder, None
-  finished = parts.unfinished(folder, config)
-  return metrics.open_results(folder, config, resume=True), finished
+def folder_of(name: str, options: Federated) -> Path:
+  """Returns the results folder of an experiment."""
+  return Path(options.out or Path("results") / name).expanduser()
 
 
-def recall(job: Job, finished: parts.Part | None) -> tuple[dict[str, dict], dict[str, dict]] | None:
+def recall(job: Job, finished: parts.Part) -> tuple[dict[str, dict], dict[str, dict]] | None:
   """Returns a job's results, as `run_job` does, if they were in the folder before."""
-  part = parts.of_job(job, [finished] if finished else [])
+  part = parts.of_job(job, [finished])
   return part and (part.summary, part.accuracies)
 
 
 def take_over(
-  job: Job, found: Sequence[parts.Part], folder: Path
+  job: Job, found: Sequence[parts.Part], folder: Path, saves: resume.Saves
 ) -> tuple[dict[str, dict], dict[str, dict]] | None:
   """Copies a job's results from another run into the folder; returns them as `run_job` does."""
   part = parts.of_job(job, found)
   if part is None:
     return None
+  saves.cut_back(0)
   metrics.append_metrics(folder, part.rows)
   return part.summary, part.accuracies
 
@@ -187,9 +214,8 @@ def run_job(
   def record(done: int, chunk: engine.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
-    if sitter:
-      first, last = int(chunk.rounds[0]), int(chunk.rounds[-1])
-      sitter.take(chunk.state, done + first - 1, done + last)
+    if sitter and chunk.scores:
+      sitter.take(chunk.state, done + int(chunk.rounds[-1]))
     bar.advance(len(chunk.rounds), rows)
 
   trained = training.train(job, record, saves)
@@ -234,29 +260,6 @@ def among(
     if ours in methods
   }
   return {ours: rivals for ours, rivals in pairs.items() if rivals}
-
-
-def remove_results(folder: Path) -> None:
-  """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
-  of_jobs = ("models/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
-  for pattern in (*OTHERS, *PICTURES, *of_jobs):
-    for path in filter(Path.is_file, folder.glob(pattern)):
-      path.unlink()
-
-
-def job_name(job: Job) -> str:
-  """Names a job by its first method, and counts the others."""
-  first, *others = job.variants
-  return f"{first} and {len(others)} more" if others else first
-
-
-def slug(name: str) -> str:
-  """Makes a file name of a method's or job's.
-
-  >>> slug("FedAvg + k-means 2 bit")
-  'FedAvg_+_k-means_2_bit'
-  """
-  return name.replace(" ", "_")
 
 
 def describe(options: Federated, federation: Federation) -> str:

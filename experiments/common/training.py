@@ -44,20 +44,20 @@ def train(
 
   Raises:
     Diverged: a loss is no longer finite.
-    OutOfTime: the time that `saves` allows is over.
+    OutOfTime, Terminated: `saves` were told to stop.
   """
   mesh = parallel.make_mesh(job.options.devices)
-  first, done, seconds, start, state = (
-    saves.restore(functools.partial(_shapes, job)) or resume.BEGIN
-  )
-  for i, phase in enumerate(job.phases[first:], start=first):
+  here = saves.restore(functools.partial(_shapes, job))
+  done, seconds, start, state = here.done, here.seconds, here.start, here.state
+  for i, phase in enumerate(job.phases[here.phase :], start=here.phase):
     stack, copies = _stack(job, i)
     runs = _runs(job, i, stack, start)
 
     def callback(chunk, i=i, done=done, seconds=seconds, start=start, copies=copies):
       record(done, _repeated(chunk, copies))
-      here = resume.Position(i, done, seconds + chunk.seconds, start, chunk.state)
-      saves.after_chunk(here)
+      before, rounds = done + int(chunk.rounds[0]) - 1, done + int(chunk.rounds[-1])
+      spent = seconds + chunk.seconds
+      saves.after_chunk(before, resume.Position(i, done, rounds, spent, start, chunk.state))
 
     try:
       result = engine.run(
@@ -66,6 +66,7 @@ def train(
         job.federation.train,
         rounds=phase.rounds,
         every=min(job.options.eval_every, phase.rounds),
+        pause=saves.pace.every or None,
         scored=stack.validation,
         measure=functools.partial(_measure, job.options, phase) if phase.measures else None,
         callback=callback,
@@ -198,7 +199,7 @@ def _scored_rows(job: Job, scored):
 
 
 def rows_of(job: Job, chunk: engine.Report, first: int) -> list[dict]:
-  """Writes a chunk as rows of metrics.jsonl; its last round was evaluated.
+  """Writes a chunk as rows of metrics.jsonl; its last round may have been evaluated.
 
   Args:
     job: whose chunk it is.
@@ -207,8 +208,8 @@ def rows_of(job: Job, chunk: engine.Report, first: int) -> list[dict]:
   """
   measured = {name: None for phase in job.phases for name in phase.measures}
   rows = []
-  for (run_, (method, seed)), (j, round_) in itertools.product(
-    enumerate(methods_of_runs(job)), enumerate(chunk.rounds)
+  for (j, round_), (run_, (method, seed)) in itertools.product(
+    enumerate(chunk.rounds), enumerate(methods_of_runs(job))
   ):
     row = {"method": method, "seed": seed, "round": first + int(round_)}
     row |= {"loss": float(chunk.loss[run_, j]), "dropped": int(chunk.dropped[run_, j])}

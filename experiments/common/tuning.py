@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from experiments.common import comparison, study, training, tuned
+from experiments.common import comparison, results, resume, stopping, study, training, tuned
 from experiments.common import federation as fed
 from experiments.common.comparison import Entry
 from experiments.common.errors import Diverged
 from experiments.common.federation import Federation
-from experiments.common.jobs import Job, changed
+from experiments.common.jobs import Job, changed, job_name
 from experiments.common.options import Hyperparameters, Options, check
 from experiments.common.progress import Bar
-from qupeD_jax import checks, engine, files, metrics, tables
+from qupeD_jax import engine, files, metrics, tables
 
+FILE = "tuning.json"
 SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
+
+# By configuration: the validation accuracy of each seed after the last round, None if it diverged.
+Scores = dict[str, list[float] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +39,44 @@ def run(name: str, options: Tuning) -> Path:
   a tie. Test rows are never looked at.
 
   Returns:
-    The results folder: tuned.toml, tuning.md and, as of any study, config.json and metrics.jsonl.
+    The results folder: tuned.toml, tuning.md, tuning.json with the scores, and as of any study
+    config.json and metrics.jsonl.
 
   Raises:
     BadInput: an option is out of range or does not fit the data.
   """
   check(options)
-  checks.require(options.minutes is None, "--minutes", options.minutes, "None in a search")
   console, entries = Console(), comparison.chosen(options.only)
   federation = fed.load(options)
   jobs = {entry.name: _job(entry, options, federation) for entry in entries}
-  folder, _ = study.open_folder(name, options)
-  best, tried, chosen = {}, {}, set()
+  keys = [key for job in jobs.values() for key in job.variants]
+  folder, say = study.folder_of(name, options), study.sayer(console)
+  config = study.config_of(name, options)
+  with results.held(folder), stopping.listening() as asked:
+    if results.begin(folder, config, keys, _read, fresh=options.fresh, say=say):
+      _search(jobs, options, folder, console, results.saves(options, asked, say))
+      results.end(folder)
+      console.print(f"results in {folder}")
+  return folder
+
+
+def _search(
+  jobs: dict[str, Job], options: Tuning, folder: Path, console: Console, saves: resume.Saves
+) -> None:
+  best, tried, chosen, scores = {}, {}, set(), _read(folder)
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
-      scores = _scores(job, folder, bar, console)
-      tried |= {key: (v.changes, scores.get(key)) for key, v in job.variants.items()}
-      winner = max(scores, key=lambda key, scores=scores: np.mean(scores[key]))
+      scores = _try(job, folder, bar, saves, scores)
+      winner = _best(job, scores)
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
       tuned.write(folder / "tuned.toml", tuned.key(options.dataset, options.models[0]), best)
+      tried |= {key: (v.changes, scores.get(key)) for key, v in job.variants.items()}
       _write_table(folder / "tuning.md", tried, chosen)
-  console.print(f"results in {folder}")
-  return folder
+
+
+def _best(job: Job, scores: Scores) -> str:
+  return max(job.variants, key=lambda key: np.mean(scores[key] or -1.0))
 
 
 def _job(entry: Entry, options: Tuning, federation: Federation) -> Job:
@@ -71,31 +90,50 @@ def _shared(options: Tuning) -> dict[str, float]:
   return {name: getattr(options, name) for name in names}
 
 
-def _scores(job: Job, folder: Path, bar: Bar, console: Console) -> dict[str, list[float]]:
-  """Trains the configurations of a method: validation accuracy of each seed after the last round.
+def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) -> Scores:
+  """Trains the configurations of a method that have no scores yet, and writes down theirs.
 
   One that diverges is left out, and the others are trained anew without it.
   """
-  bar.start(study.job_name(job))
-  last, scores = sum(phase.rounds for phase in job.phases), {}
+  left = {key: variant for key, variant in job.variants.items() if scores.get(key, ()) is not None}
+  if left.keys() <= scores.keys():
+    return scores
+  job = job._replace(variants=left)
+  bar.start(job_name(job))
 
   def record(done: int, chunk: engine.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
     bar.advance(len(chunk.rounds), rows)
-    for row in rows:
-      if row["round"] == last:
-        scores.setdefault(row["method"], []).append(row["accuracy"])
 
   try:
-    training.train(job, record)
+    training.train(job, record, results.of_job(saves, job, folder))
   except Diverged as error:
-    console.print(f"left out: {error}", highlight=False)
-    left = {key: variant for key, variant in job.variants.items() if key != error.method}
-    if not left:
+    saves.warn(f"left out: {error}")
+    if len(left) == 1:
       raise
-    return _scores(job._replace(variants=left), folder, bar, console)
+    scores = scores | {error.method: None}
+    _write(folder, scores)
+    return _try(job, folder, bar, saves, scores)
+  scores = scores | _last(job, metrics.read_metrics(folder))
+  _write(folder, scores)
   return scores
+
+
+def _last(job: Job, rows: list[dict]) -> Scores:
+  """Returns each seed's validation accuracy after the last round, by configuration."""
+  last = sum(phase.rounds for phase in job.phases)
+  at_end = [row for row in rows if row["round"] == last]
+  return {key: [row["accuracy"] for row in at_end if row["method"] == key] for key in job.variants}
+
+
+def _read(folder: Path) -> Scores:
+  path = folder / FILE
+  return files.read(path)["scores"] if path.exists() else {}
+
+
+def _write(folder: Path, scores: Scores) -> None:
+  files.write(folder / FILE, files.dump({"scores": scores}))
 
 
 def _write_table(path: Path, tried, chosen: set[str]) -> None:
