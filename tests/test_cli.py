@@ -205,6 +205,8 @@ OUT_OF_RANGE = [
   *(("--validation", value, "above 0 and below 1") for value in ("0", "1", "nan")),
   *(("--proximity", value, "at least 0") for value in ("-1", "nan", "inf")),
   *(("--global-loss-weight", value, "at least 0") for value in ("-1", "nan", "inf")),
+  ("--checkpoint-every", "-1", "at least 0"),
+  ("--minutes", "0", "a finite number above 0"),
   ("--seed", "-1", "at least 0"),
   ("--seed", str(2**32), "below 2^32"),  # jax would take it for seed 0
   ("--seed", str(10**30), "below 2^32"),

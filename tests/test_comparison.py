@@ -224,6 +224,33 @@ def test_a_configuration_that_diverges_is_left_out(tmp_path, monkeypatch, capsys
   assert "diverged" in (folder / "tuning.md").read_text("utf-8").splitlines()[-1]
 
 
+def test_a_search_that_crashed_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+  second = comparison.ENTRIES[0]._replace(grid={"weights_rate": (0.1, 1e30, 0.2)})
+  first = second._replace(name="same", grid={"weights_rate": (0.1, 0.2)})
+  monkeypatch.setattr(comparison, "ENTRIES", (first, second))
+  options = Tuning(**SMALL, checkpoint_every=1, out=str(tmp_path / "crashed"))
+  whole = tuning.run("search", dataclasses.replace(options, out=str(tmp_path / "whole")))
+  with monkeypatch.context() as patch:
+    # 4 chunks of the first; 1 of the second until #1 diverges, 2 of 4 when it trains anew.
+    chunks = iter(range(6))
+    advance = lambda *_: next(chunks)
+    patch.setattr(tuning.Bar, "advance", advance)
+    with pytest.raises(StopIteration):
+      tuning.run("search", options)
+  capsys.readouterr()
+  trained, train = [], training.train
+  count = lambda job, *rest: trained.append(list(job.variants)) or train(job, *rest)
+  monkeypatch.setattr(training, "train", count)
+  folder = tuning.run("search", options)
+  assert trained == [["local #0", "local #2"]]
+  for name in ("metrics.jsonl", "tuned.toml", "tuning.md", "tuning.json"):
+    assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+  assert "goes on" in capsys.readouterr().out
+  tuning.run("search", options)
+  assert "finished already" in capsys.readouterr().out
+  assert len(trained) == 1
+
+
 def test_an_unknown_method_is_refused():
   with pytest.raises(BadInput, match="--only 'fedavg': allowed is 'local'"):
     comparison.chosen(("fedavg",))

@@ -70,6 +70,23 @@ def test_all_chunks_run_one_program():
   assert chunks[-1].scores["personal"].shape == (SEEDS, 4)
 
 
+def test_pauses_call_back_and_change_nothing():
+  def reports(pause):
+    chunks = []
+    keep = lambda chunk: chunks.append(jax.device_get(chunk))
+    scored = (DATA, cohorts())
+    engine.run(build, runs(), DATA, rounds=7, every=4, pause=pause, scored=scored, callback=keep)
+    return chunks
+
+  paused, plain = reports(3), reports(None)
+  assert [chunk.rounds.tolist() for chunk in paused] == [[1, 2, 3], [4], [5, 6], [7]]
+  assert [bool(chunk.scores) for chunk in paused] == [False, True, False, True]
+  losses = (np.concatenate([c.loss for c in chunks], axis=1) for chunks in (paused, plain))
+  np.testing.assert_array_equal(*losses)
+  for ours, theirs in zip(paused[1::2], plain, strict=True):
+    chex.assert_trees_all_equal((ours.state, ours.scores), (theirs.state, theirs.scores))
+
+
 def test_measures_are_taken_of_every_run_after_each_chunk():
   def measure(setting, state, data, cohorts):
     del data

@@ -5,6 +5,7 @@ import datetime
 import errno
 import json
 import math
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +113,48 @@ def test_a_run_that_is_not_resumed_starts_anew(tmp_path):
   metrics.append_metrics(folder, [row(1)])
   assert metrics.read_metrics(metrics.open_results(tmp_path, {}, resume=True)) == [row(1)]
   assert metrics.read_metrics(metrics.open_results(tmp_path, {})) == []
+
+
+def test_rows_are_dropped_all_at_once_or_not_at_all(tmp_path, monkeypatch):
+  folder = metrics.open_results(tmp_path, {})
+  metrics.append_metrics(folder, [row(number) for number in range(1, 5)])
+  path = folder / "metrics.jsonl"
+  path.write_bytes(path.read_bytes() + b'{"round": 5')
+  before = path.read_bytes()
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.os, "fsync", full)
+    with pytest.raises(BadInput, match="No space left on device"):
+      metrics.keep_rows(folder, lambda row: row["round"] < 3)
+  assert path.read_bytes() == before
+  metrics.keep_rows(folder, lambda row: row["round"] < 3)
+  assert metrics.read_metrics(folder) == [row(1), row(2)]
+  assert path.read_bytes() == b"".join(before.splitlines(True)[:2])
+  metrics.keep_rows(folder, lambda row: False)
+  assert path.read_bytes() == b""
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 120))
+def test_rows_are_written_all_or_none(tmp_path_factory, room):
+  folder = metrics.open_results(tmp_path_factory.mktemp("results"), {})
+  metrics.append_metrics(folder, [row(1)])
+  before = (folder / "metrics.jsonl").read_bytes()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # A limit on the size of files: what fits is written, as on a disk that runs full.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, hard))
+  try:
+    metrics.append_metrics(folder, [row(2), row(3)])
+    expected = [row(1), row(2), row(3)]
+  except BadInput:
+    expected = [row(1)]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert metrics.read_metrics(folder) == expected
 
 
 def test_a_row_measured_again_replaces_the_first(tmp_path):
