@@ -26,7 +26,7 @@ class Options:
   """Images of 32x32x3 per client."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the computation."""
-  forms: tuple[Literal["tiles", "im2col", "lax"], ...] = conv.FORMS[::-1]
+  forms: tuple[Literal["serial", "tiles", "im2col", "lax"], ...] = conv.FORMS[::-1]
   """What is compared with the first of them; on a CPU lax takes minutes in the scan."""
   steps: int = 2
   """Steps of the scan."""

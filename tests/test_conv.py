@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from qupeD_jax import checks
 from qupeD_jax.models import conv
 
-FAST_FORMS = ("im2col", "tiles")
+PRODUCTS = ("im2col", "tiles")  # forms without a convolution
+FAST_FORMS = (*PRODUCTS, "serial")
 CASES = [  # H, W, k, C, D
   (2, 3, 5, 1, 2),
   (5, 4, 3, 3, 4),
@@ -163,23 +165,76 @@ def test_dead_units_pass_no_gradient():
     chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
 
 
-def test_without_a_form_the_chosen_one_is_used():
+@pytest.mark.parametrize(
+  ("backend", "batch", "channels", "pooled", "form"),
+  [
+    ("gpu", 99, 3, False, "tiles"),
+    ("tpu", 99, 64, False, "im2col"),
+    ("gpu", 99, 64, True, "tiles"),
+    ("cpu", 99, 64, False, "serial"),
+    ("cpu", 99, 64, True, "serial"),
+    ("cpu", 1, 3, True, "tiles"),  # next to no work
+    ("cpu", 1, 64, False, "im2col"),
+  ],
+)
+def test_form_is_chosen_by_backend_and_size(backend, batch, channels, pooled, form):
+  images, kernel = (batch, 12, 12, channels), (3, 3, channels, 16)
+  assert conv.choose(images, kernel, pooled=pooled, backend=backend) == form
+
+
+def test_without_a_form_the_chosen_one_is_used(monkeypatch):
   x, kernel, bias = operands((6, 6, 3, 3, 2))
-  np.testing.assert_array_equal(conv.conv(x, kernel), conv.conv(x, kernel, "tiles"))
-  x, kernel = jnp.tile(x, (1, 1, 1, 22)), jnp.tile(kernel, (1, 1, 22, 1))
-  np.testing.assert_array_equal(conv.conv(x, kernel), conv.conv(x, kernel, "im2col"))
-  chosen = jax.make_jaxpr(conv.conv_relu_pool)(x, kernel, bias)
-  assert str(chosen) == str(jax.make_jaxpr(form_of("tiles"))(x, kernel, bias))
+  chosen = lambda: jax.make_jaxpr(lambda *args: conv.conv_relu_pool(*args))(x, kernel, bias)
+  assert str(chosen()) == str(jax.make_jaxpr(form_of("tiles"))(x, kernel, bias))
+  monkeypatch.setattr(conv, "_WORTH_STARTING", 0)
+  np.testing.assert_array_equal(conv.conv(x, kernel), conv.conv(x, kernel, "serial"))
+  assert str(chosen()) == str(jax.make_jaxpr(form_of("serial"))(x, kernel, bias))
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
-def test_fast_forms_contain_no_convolution(form):
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_products_contain_no_convolution(form):
   x, kernel, bias = operands((6, 6, 3, 3, 2))
   strided = lambda x, kernel, bias: conv.conv(x, kernel, form, stride=2) + bias
   for block in (form_of(form), strided):
     traced = str(jax.make_jaxpr(value_and_grads(block))(x, kernel, bias))
     assert "dot_general" in traced
     assert "conv_general_dilated" not in traced
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_serial_convolutions_are_those_that_a_cpu_is_fast_at(pooled):
+  """Also under vmaps of vmaps: not grouped, not dilated, dimensions in the library's order."""
+
+  def block(x, kernel, bias):
+    return form_of("serial")(x, kernel, bias) if pooled else conv.conv(x, kernel, "serial") + bias
+
+  args = operands((6, 6, 3, 3, 2), (2, CLIENTS))
+  jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(value_and_grads(block))))(*args)
+  found = list(convolutions(jaxpr.jaxpr))
+  assert len(found) == 3  # forward, and back to x and to the kernel
+  for equation in found:
+    assert equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
+    assert equation.params["lhs_dilation"] == equation.params["rhs_dilation"] == (1, 1)
+    spec = equation.params["dimension_numbers"]
+    assert spec == lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def convolutions(jaxpr):
+  """Yields the convolutions of a jaxpr and of all within it."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "conv_general_dilated":
+      yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from convolutions(inner)
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_serial_with_an_operand_that_clients_share(shared):
+  args = [a[0] if i == shared else a for i, a in enumerate(operands(CASES[1], (CLIENTS,)))]
+  axes = [None if i == shared else 0 for i in range(3)]
+  got = jax.jit(jax.vmap(value_and_grads(form_of("serial")), axes))(*args)
+  want = jax.jit(jax.vmap(value_and_grads(reference), axes))(*args)
+  chex.assert_trees_all_close(got, want, **FLOAT32)
 
 
 def test_even_kernels_are_refused():

@@ -187,7 +187,7 @@ LISTED = "mlp, mlp2, cnn1, cnn2, cnn3, resnet8, resnet20, resnet32"
     ({"name": "cnn4"}, rf"--models cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
     ({"name": "MLP"}, rf"--models MLP: allowed is {LISTED} \(nearest: mlp\)"),
     ({"dtype": "float16"}, "dtype float16: allowed is float32 or bfloat16"),
-    ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, None"),
+    ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, serial, None"),
     ({"num_classes": 0}, "num_classes 0: allowed is a whole number of at least 1"),
     ({"image_shape": (3, 8, 1)}, r"image shape \(3, 8, 1\): allowed is 4x4 or larger"),
     ({"image_shape": (8, 8, 0)}, "image shape 0: allowed is a whole number of at least 1"),

@@ -1,4 +1,4 @@
-"""How a convolution is carried out: three forms of one function.
+"""How a convolution is carried out: four forms of one function.
 
 Clients that train side by side bring a kernel each, and a convolution vmapped over kernels becomes
 a grouped one: slow on a GPU, and on a CPU inside `scan` slower by far. A matrix product vmapped
@@ -14,10 +14,14 @@ k // 2 zeros on every side of the image:
           fewer window bytes (2.8 for k = 5) for (k+1)^2 / k^2 times the products (1.44), and 2x2
           max-pooling becomes a max within a row. With a stride, neighbours share next to nothing,
           and tiles is im2col.
+  serial  XLA's own convolution again, but client after client, for CPUs (`models/serial.py`); with
+          a stride it is im2col.
 
 `python -m benchmarks.conv --forms tiles im2col --repeats 3` (2 cores, AMD EPYC, float32, CNN1's
 shapes for 4 clients of 50 images): im2col takes 1.33 times as long as tiles in a scan, 1.37 plain.
 """
+
+import math
 
 import chex
 import jax
@@ -25,22 +29,37 @@ import jax.numpy as jnp
 from jax import lax
 
 from qupeD_jax import checks
+from qupeD_jax.models import serial
 from qupeD_jax.types import Array
 
-FORMS = ("lax", "im2col", "tiles")
+FORMS = ("lax", "im2col", "tiles", "serial")
+_WORTH_STARTING = 8_000_000  # multiplications of one client's convolution
 
 
-def choose(in_channels: int, *, pooled: bool) -> str:
-  """Names the fastest form, as measured on an H100 and on a CPU.
+def choose(images: tuple[int, ...], kernel: tuple[int, ...], *, pooled: bool, backend: str) -> str:
+  """Names the fastest form, as measured on a CPU and, for all accelerators, on an H100.
 
-  Without pooling, few channels make the windows' bytes the cost, and tiles moves fewer; many make
-  it the products, and im2col has fewer. For 3x3 kernels they are even near 32 channels on a CPU,
-  and between 32 and 64 on the GPU.
+  On a CPU, serial, unless a client has so little to do that starting the library costs more than
+  it gains. Else, without pooling, few channels make the windows' bytes the cost, and tiles moves
+  fewer; many make it the products, and im2col has fewer. For 3x3 kernels they are even near 32
+  channels on a CPU, and between 32 and 64 on the GPU.
 
-  >>> choose(64, pooled=True), choose(16, pooled=False), choose(64, pooled=False)
-  ('tiles', 'tiles', 'im2col')
+  Args:
+    images: B, H, W, C of a client.
+    kernel: k, k, C, D.
+    pooled: whether ReLU and 2x2 max-pooling follow.
+    backend: of JAX.
+
+  >>> choose((50, 16, 16, 64), (5, 5, 64, 64), pooled=True, backend="cpu")
+  'serial'
+  >>> choose((5, 8, 8, 16), (5, 5, 16, 16), pooled=True, backend="cpu")
+  'tiles'
+  >>> choose((50, 16, 16, 64), (5, 5, 64, 64), pooled=False, backend="gpu")
+  'im2col'
   """
-  return "tiles" if pooled or in_channels < 64 else "im2col"
+  if backend == "cpu" and math.prod(images) * math.prod(kernel) // kernel[2] >= _WORTH_STARTING:
+    return "serial"
+  return "tiles" if pooled or kernel[2] < 64 else "im2col"
 
 
 def conv(x: Array, kernel: Array, form: str | None = None, *, stride: int = 1) -> Array:
@@ -69,9 +88,11 @@ def conv(x: Array, kernel: Array, form: str | None = None, *, stride: int = 1) -
   """
   _check(x, kernel)
   checks.at_least("stride", stride, 1)
-  form = form or choose(x.shape[-1], pooled=False)
+  form = form or _chosen(x, kernel, pooled=False)
   if form == "lax":
     return _conv_lax(x, kernel, stride)
+  if form == "serial" and stride == 1:
+    return serial.conv(x, kernel)
   if form == "im2col" or stride > 1:
     return _conv_im2col(x, kernel, stride)
   return _conv_tiles(x, kernel)
@@ -100,7 +121,9 @@ def conv_relu_pool(x: Array, kernel: Array, bias: Array, form: str | None = None
   """
   _check(x, kernel)
   chex.assert_shape(bias, kernel.shape[-1:])
-  form = form or choose(x.shape[-1], pooled=True)
+  form = form or _chosen(x, kernel, pooled=True)
+  if form == "serial":
+    return serial.conv_relu_pool(x, kernel, bias)
   if form == "tiles":
     tiles = _tiles(x, kernel, x.shape[1] // 2, x.shape[2] // 2)
     pooled = _max_of_pair(_max_of_pair(tiles, 3), 3)
@@ -126,6 +149,10 @@ def max_pool(x: Array) -> Array:
   rows, columns = height // 2, width // 2
   pairs = x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
   return _max_of_pair(_max_of_pair(pairs, 2), 3)
+
+
+def _chosen(x: Array, kernel: Array, *, pooled: bool) -> str:
+  return choose(x.shape, kernel.shape, pooled=pooled, backend=jax.default_backend())
 
 
 def _check(x: Array, kernel: Array) -> None:
