@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -37,8 +38,12 @@ def main(arguments: Sequence[str]) -> int:
   if not arguments:
     print(listing())
     return 0
-  code = run(*arguments)
-  _leave(code)
+  try:
+    code = run(*arguments)
+  except Exception:
+    leave(FAILED)
+    raise
+  leave(code)
   return code
 
 
@@ -200,9 +205,11 @@ def _fail(message: object, code: int) -> int:
   return code
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
   """Ends one of several processes at once if it failed: its orderly end waits for the others."""
   jax = sys.modules.get("jax")
   if code and jax and jax.distributed.is_initialized():
+    if sys.exc_info()[1]:
+      traceback.print_exc()
     sys.stderr.flush()
     os._exit(code)

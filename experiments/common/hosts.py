@@ -7,6 +7,7 @@ alone prints and keeps results.
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from qupeD_jax.checks import BadInput
 AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
 LOST = "another process of this run was lost; the same commands go on from the last save"
 
+# What is said, by one library or another, when a process does not answer any more.
+_BROKEN = "gloo|nccl|coordination service|connection (reset|closed|refused)|unavailable"
 _WATCHER = "QUPED_JAX_WATCHER"  # process that watches this one
 _FLAG = "--coordinator"
 
@@ -76,8 +79,8 @@ def run(name: str, main: Callable[[Federated], None], options: Federated) -> Non
         return main(options)
       with contextlib.redirect_stdout(nothing):
         return main(dataclasses.replace(options, out=own))
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" in str(error):
+  except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where a result is read
+    if not re.search(_BROKEN, str(error), re.IGNORECASE):
       raise
     raise Lost(f"{LOST} ({str(error).splitlines()[0]})") from error
 

@@ -1,0 +1,35 @@
+"""One of several processes of a small study, or the only one; a program for tests to start.
+
+Arguments: the results folder, HOST:PORT or -, and the number of this process of two.
+"""
+
+import dataclasses
+import functools
+import sys
+
+from experiments.common import cli, hosts, methods, study
+from experiments.common.errors import Lost
+from experiments.common.options import Options
+
+OPTIONS = Options(
+  models=("mlp2",), clients=5, rounds=60, finetune_rounds=20, local_steps=1, batch_size=4,
+  eval_every=5, seeds=2, checkpoint_every=5, participation=0.6,
+)  # fmt: skip
+JOBS = (functools.partial(methods.quped_quantised, bits=(2,)),)
+
+
+def main(folder: str, coordinator: str, process: str) -> None:
+  """Runs the study, and says so if the other process is gone."""
+  options = dataclasses.replace(OPTIONS, out=folder)
+  if coordinator != "-":
+    where = {"coordinator": coordinator, "processes": 2, "process": int(process)}
+    options = dataclasses.replace(options, **where)
+  try:
+    hosts.run("tiny", lambda options: study.run("tiny", options, JOBS), options)
+  except Lost as error:
+    print("error:", error, file=sys.stderr)
+    cli.leave(1)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
