@@ -87,7 +87,7 @@ def trimmed_mean(share: Array | float = 0.1) -> Aggregate:
     checks.require(0 <= share < 0.5, "--trim", share, "in [0, 0.5)")
 
   def trimmed(leaf, number):
-    # 30 % of 10 clients are 3, however 0.3 rounds.
+    # 42 % of 150 clients are 63, though as float32 numbers they are a little less.
     cut = jnp.floor(share * number + 1e-4).astype(number.dtype)
     place = jnp.arange(len(leaf)).reshape(-1, *(1,) * (leaf.ndim - 1))
     inner = (place >= cut) & (place < number - cut)
