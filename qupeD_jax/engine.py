@@ -133,9 +133,9 @@ def run(
   data, runs, scored = jax.device_put((data, runs, scored))
   start = time.perf_counter()
   if state is None:
-    state = _compile(jax.vmap(_initialise(build), (0, None)), runs, data)(runs, data)
-  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
-  train = _compile(chunk, runs, state, data, jnp.int32(0), donate=1)
+    state = compile_ahead(jax.vmap(initialise(build), (0, None)), runs, data)(runs, data)
+  chunk = jax.vmap(train_chunk(build, every), (0, 0, None, None))
+  train = compile_ahead(chunk, runs, state, data, jnp.int32(0), donate=1)
   score = None if scored is None else _compile_score(build, runs, state, data, scored)
   take = None if measure is None else _compile_measure(measure, runs, state, data)
   compile_seconds, train_seconds = time.perf_counter() - start, 0.0
@@ -148,17 +148,17 @@ def run(
     infos = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :length], infos)  # noqa: B023
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
-    _require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
+    require_finite(infos, *jax.device_get((broken, runs.cohorts)), numbers)
     scores = {} if score is None else by_client(score(runs, state, data, scored), runs.cohorts)
     measures = {} if take is None else by_client(take(runs, state, data), runs.cohorts)
-    callback(Report(state, numbers, _mean_loss(infos), train_seconds, scores, measures))
+    callback(Report(state, numbers, mean_loss(infos), train_seconds, scores, measures))
     done += length
   return Result(state, compile_seconds, train_seconds)
 
 
 def initial_shapes(build: Callable[[Any], Algorithm], runs: Runs, data: Dataset) -> FedState:
   """Returns the shapes of the state that `run` starts from, as of `jax.eval_shape`."""
-  return jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
+  return jax.eval_shape(jax.vmap(initialise(build), (0, None)), runs, data)
 
 
 def score(
@@ -177,24 +177,28 @@ def score(
   return by_client(scores, runs.cohorts)
 
 
-def _initialise(build):
+def initialise(build):
+  """Returns how one run begins: (run, data) -> state."""
+
   def init(one: Runs, data):
     return build(one.setting).init(jax.random.fold_in(one.key, 0), data, one.cohorts)
 
   return init
 
 
-def _chunk(build, max_rounds: int):
+def train_chunk(build, max_rounds: int):
+  """Returns a chunk of one run: (run, state, data, number of rounds) -> (state, infos, who broke)."""
+
   def chunk(one: Runs, state, data, num_rounds):
     key = jax.random.fold_in(one.key, 1)
     algorithm = build(one.setting)
     state, infos = simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
-    return state, infos, _broken(state, one.cohorts)
+    return state, infos, holds_nan(state, one.cohorts)
 
   return chunk
 
 
-def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
+def holds_nan(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
   """Tells per cohort which clients hold a NaN, or all of them if the server does: [K] bool."""
 
   def has_nan(tree):  # codebooks hold infinities on purpose
@@ -207,7 +211,7 @@ def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
   )
 
 
-def _compile(fn, *arguments, donate=()):
+def compile_ahead(fn, *arguments, donate=()):
   """Compiles ahead of time: a call that would need a second compilation is an error."""
   lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
   # On a CPU the work is in library calls: LLVM's higher levels take much longer to compile
@@ -216,16 +220,22 @@ def _compile(fn, *arguments, donate=()):
   return lowered.compile(compiler_options=low_effort)
 
 
-def _compile_score(build, runs, state, data, scored):
+def score_run(build):
+  """Returns how one run is scored: (run, state, data, scored data, scored cohorts) -> scores."""
+
   def score(one: Runs, state, data, scored_data, scored_cohorts):
     key = jax.random.fold_in(one.key, 2)
     return evaluate.accuracies(
       build(one.setting), key, state, data, one.cohorts, scored_data, scored_cohorts
     )
 
-  over_runs = jax.vmap(score, (0, 0, None, None, 0))
+  return score
+
+
+def _compile_score(build, runs, state, data, scored):
+  over_runs = jax.vmap(score_run(build), (0, 0, None, None, 0))
   fn = lambda runs, state, data, scored: over_runs(runs, state, data, *scored)
-  return _compile(fn, runs, state, data, scored)
+  return compile_ahead(fn, runs, state, data, scored)
 
 
 def _compile_measure(measure, runs, state, data):
@@ -233,10 +243,10 @@ def _compile_measure(measure, runs, state, data):
     of_run = lambda one: measure(one[0].setting, one[1], data, one[0].cohorts)
     return jax.lax.map(of_run, (runs, state))
 
-  return _compile(over_runs, runs, state, data)
+  return compile_ahead(over_runs, runs, state, data)
 
 
-def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
+def require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
   """Raises NonFinite for the first round with a loss that is not finite, or a NaN at the end."""
   bad = np.concatenate([~np.isfinite(info.loss) & (info.size > 0) for info in infos], axis=-1)
   client = np.concatenate([info.client for info in infos], axis=-1)  # both [R, r, k]
@@ -247,11 +257,11 @@ def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
   if bad.any():
     round_ = int(bad.any(axis=(0, 2)).argmax())
     run_ = int(bad[:, round_].any(axis=-1).argmax())
-    clients = sorted(client[run_, round_][bad[run_, round_]].tolist())
+    clients = sorted(set(client[run_, round_][bad[run_, round_]].tolist()))
     raise NonFinite(run_, int(rounds[round_]), clients)
 
 
-def _mean_loss(infos) -> np.ndarray:
+def mean_loss(infos) -> np.ndarray:
   """Averages over the clients that took part, all cohorts together: [R, r]."""
   total = sum(np.sum(info.loss * (info.size > 0), axis=-1) for info in infos)
   return total / np.maximum(sum(np.sum(info.size > 0, axis=-1) for info in infos), 1)

@@ -32,8 +32,7 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
 
   def round_fn(key, state, data, cohorts):
     # The algorithm gets the round's own key, so that a share of 1 changes nothing.
-    draw_key = jax.random.fold_in(key, _DRAW)
-    slots = tuple(draw_slots(draw_key, cohort, fraction) for cohort in cohorts)
+    slots = participants(key, cohorts, fraction)
     chosen = tuple(
       tree.take(cohort, index)._replace(size=jnp.where(takes_part, cohort.size[index], 0))
       for cohort, (index, takes_part) in zip(cohorts, slots, strict=True)
@@ -51,6 +50,25 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
   return Algorithm(algorithm.init, round_fn, algorithm.personalize)
 
 
+def participants(
+  key: Array, cohorts: tuple[Cohort, ...], fraction: float
+) -> tuple[tuple[Array, Array], ...]:
+  """Draws who takes part in a round, per cohort as in `draw_slots`.
+
+  Args:
+    key: of the round.
+    cohorts: of whom size and client are looked at.
+    fraction: in (0, 1].
+  """
+  draw_key = jax.random.fold_in(key, _DRAW)
+  return tuple(draw_slots(draw_key, cohort, fraction) for cohort in cohorts)
+
+
+def most(num_slots: int, fraction: float) -> int:
+  """Returns how many slots of so many are drawn: k of `draw_slots`."""
+  return max(1, math.ceil(fraction * num_slots))
+
+
 def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Array]:
   """Draws the slots of a cohort that take part in a round.
 
@@ -62,7 +80,7 @@ def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Arra
   Returns:
     Slots [k] int32, and [k] bool: False for those beyond the share of the true clients.
   """
-  count = max(1, math.ceil(fraction * len(cohort.size)))
+  count = most(len(cohort.size), fraction)
   number = lambda client: jax.random.uniform(jax.random.fold_in(key, client))
   numbers = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
   true_clients = jnp.sum(cohort.size > 0)
