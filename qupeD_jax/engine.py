@@ -187,7 +187,7 @@ def initialise(build):
 
 
 def train_chunk(build, max_rounds: int):
-  """Returns a chunk of one run: (run, state, data, number of rounds) -> (state, infos, who broke)."""
+  """Returns a chunk of one run: (run, state, data, rounds) -> (state, infos, who holds NaNs)."""
 
   def chunk(one: Runs, state, data, num_rounds):
     key = jax.random.fold_in(one.key, 1)

@@ -117,6 +117,8 @@ def completed(
 ) -> FedState:
   """Gives every client that has no state yet its first one; the stores are written on."""
   host, runs = _split(runs, data)
+  if not any(of.rows for of in state.clients):
+    return state
   groups = [_missing(state.clients, group) for group in _groups(host.cohorts, fraction)]
   groups = [group for group in groups if any(map(np.any, group.takes_part))]
   if groups:
@@ -129,8 +131,13 @@ def completed(
   return state
 
 
+def is_streamed(state: FedState) -> bool:
+  """Tells whether a state's clients lie in stores."""
+  return all(isinstance(clients, store.Store) for clients in state.clients)
+
+
 def views(state: FedState) -> FedState:
-  """Shows the clients' states as arrays, leaves [R, K, ...], that lie where the stores have them."""
+  """Shows the clients' states as arrays, leaves [R, K, ...]: views of the stores."""
   return state._replace(clients=tuple(map(store.views, state.clients)))
 
 
@@ -239,7 +246,7 @@ def _fetch(
 def _examples(
   data: Dataset, cohorts: tuple[Cohort, ...], group: _Group
 ) -> tuple[Dataset, tuple[Cohort, ...]]:
-  """Takes the examples of a group out of a data set, and its part of the cohorts without `index`."""
+  """Takes a group's examples out of a data set, and its part of the cohorts without `index`."""
   run_ = np.arange(len(group.slots[0]))[:, None]
   chosen = [Cohort(*(f[run_, s] for f in c)) for c, s in zip(cohorts, group.slots, strict=True)]
   rows = np.concatenate([cohort.index.reshape(len(run_), -1) for cohort in chosen], axis=1)
@@ -330,7 +337,7 @@ def _current(build, host: _Host, runs: engine.Runs, given: _Given, before) -> tu
 
 
 def _compile_train(build, host: _Host, runs, state: FedState, given: _Given, max_rounds: int):
-  """Compiles (runs, server and round, given, rows before, rounds) -> the same after, and reports."""
+  """Compiles (runs, server and round, given, rows before, rounds) -> these after, and reports."""
   layouts = [of.layout for of in state.clients]
   chunk = engine.train_chunk(build, max_rounds)
 

@@ -22,6 +22,7 @@ class Phase(NamedTuple):
   rounds: int
   build: Callable  # (options, the state that the phase before left or None) -> Algorithm
   separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
+  alone: bool = False  # no client sits out a round, and none learns from another
   shared: bool = False  # bits play no part: variants that differ in nothing else train as one
   # What metrics.jsonl gets beside loss and accuracy after each chunk, by its name there:
   # (options, state, data, cohorts) -> per cohort [K], of which the mean over clients is written.
@@ -127,7 +128,7 @@ def widest_codebook(
 
 def one_phase(options: Options, build: Callable) -> tuple[Phase, ...]:
   """Trains by one algorithm for all rounds."""
-  return (Phase(options.rounds, sampled(options, build)),)
+  return (Phase(options.rounds, build),)
 
 
 def frozen_last(
@@ -143,7 +144,7 @@ def frozen_last(
   """
   rounds = options.rounds if rounds is None else rounds
   last = options.finetune_rounds if is_quantised(variants) else 0
-  phases = (Phase(rounds - last, sampled(options, build)), Phase(last, build_last))
+  phases = (Phase(rounds - last, build), Phase(last, build_last, alone=True))
   return tuple(phase for phase in phases if phase.rounds)
 
 
@@ -198,12 +199,8 @@ def finetune_options(options: Options, federation: Federation) -> dict:
   }
 
 
-def sampled(options: Options, build: Callable) -> Callable:
-  """Lets a share of the clients take part in a round, if the options ask for it."""
-  if options.participation == 1:
-    return build
-
-  def build_sampled(options, trained) -> Algorithm:
-    return with_sampling(build(options, trained), options.participation)
-
-  return build_sampled
+def sampled(options: Options, phase: Phase, algorithm: Algorithm) -> Algorithm:
+  """Lets a share of the clients take part in a round of a phase, if the options ask for it."""
+  if phase.alone or options.participation == 1:
+    return algorithm
+  return with_sampling(algorithm, options.participation)

@@ -21,7 +21,6 @@ from experiments.common.jobs import (
   one_phase,
   personal_rates,
   precisions,
-  sampled,
   steps,
   widest_codebook,
 )
@@ -101,7 +100,7 @@ def averaging_then_local(
     return with_post_training_quantisation(algorithm, kmeans)
 
   first = averaging_phase(options, federation, options.rounds - last)
-  phases = (first, Phase(last, build)) if last else (first,)
+  phases = (first, Phase(last, build, alone=True)) if last else (first,)
   return Job(options, federation, variants, phases)
 
 
@@ -141,7 +140,7 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
       tuple(fedavg(m, rate=rate, **steps(options, federation)) for m in federation.models)
     )
 
-  return Phase(rounds, sampled(options, build), separate=True, shared=True)
+  return Phase(rounds, build, separate=True, shared=True)
 
 
 # --- QuPeD

@@ -62,6 +62,9 @@ class Federated:
   """Let a client with fewer rows than a batch train on all of its rows in each step."""
   participation: float = 1.0
   """Share of the clients that train in a round."""
+  store: Literal["device", "host", "disk"] = "device"
+  """Where clients lie that do not train: with the others on the device, in the host's memory, or in
+  a file in the results folder. For more clients than the device holds."""
   augment: bool = False
   """Flip the images and crop them from padded ones, at random."""
   simultaneous: bool = False
@@ -144,6 +147,12 @@ def check(options: Federated) -> None:
   checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")
   for name in ("participation", "averaging_share", "train_share"):
     checks.fraction(flag(name), getattr(options, name), closed=True)
+  if options.store != "device":
+    where = f"with --store {options.store}"
+    allowed = f"below 1 {where}: only those that train are on the device"
+    checks.require(options.participation < 1, "--participation", options.participation, allowed)
+    allowed = f"None {where}: what lies there is not saved"
+    checks.require(options.minutes is None, "--minutes", options.minutes, allowed)
   checks.bits("--bits", options.bits)
   checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
   fits = options.finetune_rounds < options.rounds

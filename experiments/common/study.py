@@ -87,6 +87,7 @@ def run(
       own = slug(job_name(job))
       saves = resume.Saves(folder / CHECKPOINTS / own, deadline)
       sitter = portrait.of_job(job, folder / portrait.FOLDER / own, pictured)
+      sitter = sitter if options.store == "device" else None
       entries, scores = (
         recall(job, finished)
         or take_over(job, found, folder)
@@ -180,12 +181,12 @@ def run_job(
       sitter.take(chunk.state, done + first - 1, done + last)
     bar.advance(len(chunk.rounds), rows)
 
-  trained = training.train(job, record, saves)
+  trained = training.train(job, record, saves, folder)
   testing = training.scored_rows(job, fed.testing(federation, federation.groups))
-  scores = engine.score(trained.build, trained.runs, trained.state, federation.train, testing)
+  scores = training.score(job, trained, testing)
   if sitter:
     sitter.draw(folder)
-  save_models(job, trained.state, folder)
+  save_models(job, training.all_clients(job, trained), folder)
   entries, accuracies = {}, {}
   seconds = trained.seconds / len(training.methods_of_runs(job))
   for i, method in enumerate(job.variants):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ import numpy as np
 from experiments.common import federation as fed
 from experiments.common import resume
 from experiments.common.errors import Diverged
-from experiments.common.jobs import Job, Phase
+from experiments.common.jobs import Job, Phase, sampled
 from experiments.common.options import Federated, Options
-from qupeD_jax import engine
+from qupeD_jax import checks, engine, store, streaming
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
 from qupeD_jax.types import Algorithm, FedState
 
@@ -33,6 +34,7 @@ def train(
   job: Job,
   record: Callable[[int, engine.Report], None],
   saves: resume.Saves = resume.NOTHING,
+  folder: Path = Path(),
 ) -> Trained:
   """Trains through all phases of a job, each from what the one before left.
 
@@ -40,6 +42,7 @@ def train(
     job: what is trained.
     record: called with the rounds done before the phase, and a chunk of it.
     saves: where to go on, and when to save.
+    folder: that exists, for the file of clients' states, if there is one.
 
   Raises:
     Diverged: a loss is no longer finite.
@@ -58,17 +61,7 @@ def train(
       saves.after_chunk(here)
 
     try:
-      result = engine.run(
-        functools.partial(_build, job.options, phase),
-        runs,
-        job.federation.train,
-        rounds=phase.rounds,
-        every=min(job.options.eval_every, phase.rounds),
-        scored=stack.validation,
-        measure=functools.partial(_measure, job.options, phase) if phase.measures else None,
-        callback=callback,
-        state=state,
-      )
+      result = _run(job, phase, runs, stack.validation, callback, state, folder)
     except engine.NonFinite as error:
       method, seed = methods_of_runs(job)[error.run]
       raise Diverged(
@@ -79,6 +72,40 @@ def train(
     start, state = _copied(result.state, copies), None
     seconds, done = seconds + result.train_seconds, done + phase.rounds
   return Trained(functools.partial(_build, job.options, phase), runs, start, seconds)
+
+
+def score(job: Job, trained: Trained, scored) -> dict[str, np.ndarray]:
+  """Scores what a job has trained on given rows, as `engine.score` does."""
+  given = trained.build, trained.runs, trained.state, job.federation.train, scored
+  if job.options.store == "device":
+    return engine.score(*given)
+  return streaming.score(*given, job.options.participation)
+
+
+def all_clients(job: Job, trained: Trained) -> FedState:
+  """Returns the state with the clients' as arrays, [R, K, ...], wherever they lie."""
+  return trained.state if job.options.store == "device" else streaming.views(trained.state)
+
+
+def _run(
+  job: Job, phase: Phase, runs: engine.Runs, scored, callback: Callable, state, folder: Path
+) -> engine.Result:
+  """Trains a phase, on the device or with clients' states elsewhere."""
+  options, build = job.options, functools.partial(_build, job.options, phase)
+  common = {"rounds": phase.rounds, "every": min(options.eval_every, phase.rounds)}
+  common |= {"scored": scored, "callback": callback}
+  if options.store == "device":
+    resident = lambda setting: sampled(options, phase, build(setting))
+    measure = functools.partial(_measure, options, phase) if phase.measures else None
+    return engine.run(resident, runs, job.federation.train, measure=measure, state=state, **common)
+  allowed = f"device, where {', '.join(phase.measures)} is measured"
+  checks.require(not phase.measures, "--store", options.store, allowed)
+  place = store.on_host if options.store == "host" else store.on_disk(folder)
+  given, fraction = (runs, job.federation.train), options.participation
+  result = streaming.run(build, *given, fraction=fraction, alone=phase.alone, place=place, **common)
+  # Those that never trained are needed too: to start the next phase, and as models to be shipped.
+  state = streaming.completed(build, runs, result.state, job.federation.train, fraction)
+  return result._replace(state=state)
 
 
 class _Stack(NamedTuple):
@@ -123,7 +150,10 @@ def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
 
 def _copied(state: FedState, copies: int) -> FedState:
   """Hands what one variant's runs learned to as many variants."""
-  return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), state)
+  several = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), tree)
+  if streaming.is_streamed(state):  # its stores serve several runs each
+    return FedState(several(state.server), state.clients, several(state.round))
+  return several(state)
 
 
 def _repeated(chunk: engine.Report, copies: int) -> engine.Report:

@@ -88,7 +88,7 @@ def _scores(job: Job, folder: Path, bar: Bar, console: Console) -> dict[str, lis
         scores.setdefault(row["method"], []).append(row["accuracy"])
 
   try:
-    training.train(job, record)
+    training.train(job, record, folder=folder)
   except Diverged as error:
     console.print(f"left out: {error}", highlight=False)
     left = {key: variant for key, variant in job.variants.items() if key != error.method}
