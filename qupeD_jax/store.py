@@ -121,6 +121,7 @@ def on_disk(folder: Path) -> Place:
   def make(count: int, width: int, dtype: str) -> Rows:
     size = width * np.dtype(dtype).itemsize
     with files.on_disk(folder):
+      folder.stat()  # what is missing is the folder, not the file in it
       file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
       file.truncate(count * size)
       values = np.memmap(file, dtype, mode="r", shape=(count, width))
@@ -134,13 +135,12 @@ def _write(values: np.ndarray, places: np.ndarray, new: np.ndarray) -> None:
 
 
 def _write_file(file, folder: Path, size: int, places: np.ndarray, new: np.ndarray) -> None:
-  rows = memoryview(np.ascontiguousarray(new)).cast("B")
+  rows = np.ascontiguousarray(new).view(np.uint8)
   with files.on_disk(folder):
-    for i, place in enumerate(places.tolist()):
+    for place, row in zip(places.tolist(), rows, strict=True):
       done = 0
       while done < size:  # a disk that fills up takes a part, and refuses the next
-        left = rows[i * size + done : (i + 1) * size]
-        done += os.pwrite(file.fileno(), left, place * size + done)
+        done += os.pwrite(file.fileno(), row[done:], place * size + done)
 
 
 # --- stores
