@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from qupeD_jax import client, engine, quantizers, store, streaming
+from qupeD_jax import client, engine, portions, quantizers, store, streaming
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
@@ -116,10 +116,10 @@ def test_a_group_has_its_own_rows_and_no_others():
   cohort = Cohort(index, np.array([[1, 3, 2]]), np.array([[7, 8, 9]]), np.array([[2, 1, 32]]))
   other = cohort._replace(index=index + 3)
   slots, takes_part = np.array([[2, 0]]), np.array([[True, False]])
-  group = streaming._Group((slots, slots), (takes_part, takes_part))
-  part, chosen = streaming._examples(data, (cohort, other), group)
+  group = portions.Group((slots, slots), (takes_part, takes_part))
+  part, chosen = portions.examples(data, (cohort, other), group)
   in_first_run = jax.tree.map(lambda leaf: leaf[0], chosen)
-  numbered = streaming._enumerated(in_first_run, (cohort, other))
+  numbered = portions.enumerated(in_first_run, (cohort, other))
   assert part.x.shape == (1, 2 * 2 * 3)
   for mine, whole in zip(numbered, (cohort, other), strict=True):
     np.testing.assert_array_equal(part.x[0][mine.index], whole.index[0, [2, 0]])
