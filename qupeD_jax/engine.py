@@ -145,8 +145,8 @@ def run(
   scored = None if scored is None else parallel.spread(*scored, mesh)
   start = time.perf_counter()
   if state is None:
-    init = parallel.over_devices(jax.vmap(_initialise(build), (0, None)), mesh, parallel.STATE)
-    state = _compile(init, runs, data)(runs, data)
+    init = parallel.over_devices(jax.vmap(initialise(build), (0, None)), mesh, parallel.STATE)
+    state = compile_ahead(init, runs, data)(runs, data)
   else:
     state = parallel.place(state, mesh)
   train = compile_chunk(build, every, runs, state, data, mesh)
@@ -164,14 +164,14 @@ def run(
     infos = jax.tree.map(lambda leaf: leaf[:, :length], infos)  # noqa: B023
     train_seconds += time.perf_counter() - start
     numbers = done + 1 + np.arange(length)
-    _require_finite(infos, broken, cohorts, numbers)
+    require_finite(infos, broken, cohorts, numbers)
     done += length
     scores = measures = {}
     if done % every == 0 or done == rounds:
       scores = {} if score is None else by_client(score(runs, state, data, scored), cohorts)
       measures = {} if take is None else by_client(take(runs, state, data), cohorts)
-    loss, dropped = _mean_loss(infos), sum(np.sum(info.dropped, axis=-1) for info in infos)
-    callback(Report(state, numbers, loss, dropped, train_seconds, scores, measures))
+    of_rounds = numbers, mean_loss(infos), num_dropped(infos)
+    callback(Report(state, *of_rounds, train_seconds, scores, measures))
   return Result(state, compile_seconds, train_seconds)
 
 
@@ -188,14 +188,20 @@ def compile_chunk(
   Args as in `run`, but on the devices already; of `state` the shapes are enough. The program takes
   the memory of its state over.
   """
-  chunk = jax.vmap(_chunk(build, every), (0, 0, None, None))
-  chunk = parallel.over_devices(chunk, mesh, (parallel.STATE, parallel.REPORT))
-  return _compile(chunk, runs, state, data, np.int32(0), donate=1)
+  train = train_chunk(build, every)
+
+  def chunk(one: Runs, state, data, num_rounds):
+    state, *report = train(one, state, data, num_rounds)
+    return state, (*report, _digest(state.server))
+
+  over_runs = jax.vmap(chunk, (0, 0, None, None))
+  over_runs = parallel.over_devices(over_runs, mesh, (parallel.STATE, parallel.REPORT))
+  return compile_ahead(over_runs, runs, state, data, np.int32(0), donate=1)
 
 
 def initial_shapes(build: Callable[[Any], Algorithm], runs: Runs, data: Dataset) -> FedState:
   """Returns the shapes of the state that `run` starts from, as of `jax.eval_shape`."""
-  return jax.eval_shape(jax.vmap(_initialise(build), (0, None)), runs, data)
+  return jax.eval_shape(jax.vmap(initialise(build), (0, None)), runs, data)
 
 
 def score(
@@ -223,24 +229,28 @@ def _place(data: Dataset, runs: Runs, mesh: Mesh | None) -> tuple[Dataset, Runs]
   return data, parallel.place(runs._replace(cohorts=()), mesh)._replace(cohorts=cohorts)
 
 
-def _initialise(build):
+def initialise(build):
+  """Returns how one run begins: (run, data) -> state."""
+
   def init(one: Runs, data):
     return build(one.setting).init(jax.random.fold_in(one.key, 0), data, one.cohorts)
 
   return init
 
 
-def _chunk(build, max_rounds: int):
+def train_chunk(build, max_rounds: int):
+  """Returns a chunk of one run: (run, state, data, rounds) -> (state, infos, who holds NaNs)."""
+
   def chunk(one: Runs, state, data, num_rounds):
     key = jax.random.fold_in(one.key, 1)
     algorithm = build(one.setting)
     state, infos = simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
-    return state, (infos, _broken(state, one.cohorts), _digest(state.server))
+    return state, infos, holds_nan(state, one.cohorts)
 
   return chunk
 
 
-def _broken(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
+def holds_nan(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
   """Tells per cohort which clients hold a NaN, or all of them if the server does: [K] bool."""
 
   def has_nan(tree):  # codebooks hold infinities on purpose
@@ -264,7 +274,7 @@ def _require_one_server(digest: np.ndarray) -> None:
     raise ValueError("the devices' servers differ: what crosses clients must name parallel.AXIS")
 
 
-def _compile(fn, *arguments, donate=()):
+def compile_ahead(fn, *arguments, donate=()):
   """Compiles ahead of time: a call that would need a second compilation is an error."""
   lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
   # On a CPU the work is in library calls: LLVM's higher levels take much longer to compile
@@ -273,16 +283,22 @@ def _compile(fn, *arguments, donate=()):
   return lowered.compile(compiler_options=low_effort)
 
 
-def _compile_score(build, runs, state, data, scored, mesh):
+def score_run(build):
+  """Returns how one run is scored: (run, state, data, scored data, scored cohorts) -> scores."""
+
   def score(one: Runs, state, data, scored_data, scored_cohorts):
     key = jax.random.fold_in(one.key, 2)
     return evaluate.accuracies(
       build(one.setting), key, state, data, one.cohorts, scored_data, scored_cohorts
     )
 
-  over_runs = jax.vmap(score, (0, 0, None, None, 0))
+  return score
+
+
+def _compile_score(build, runs, state, data, scored, mesh):
+  over_runs = jax.vmap(score_run(build), (0, 0, None, None, 0))
   fn = lambda runs, state, data, scored: over_runs(runs, state, data, *scored)
-  return _compile(parallel.over_devices(fn, mesh, parallel.REPORT), runs, state, data, scored)
+  return compile_ahead(parallel.over_devices(fn, mesh, parallel.REPORT), runs, state, data, scored)
 
 
 def _compile_measure(measure, runs, state, data, mesh):
@@ -290,10 +306,10 @@ def _compile_measure(measure, runs, state, data, mesh):
     of_run = lambda one: measure(one[0].setting, one[1], data, one[0].cohorts)
     return jax.lax.map(of_run, (runs, state))
 
-  return _compile(parallel.over_devices(over_runs, mesh, parallel.REPORT), runs, state, data)
+  return compile_ahead(parallel.over_devices(over_runs, mesh, parallel.REPORT), runs, state, data)
 
 
-def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
+def require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
   """Raises NonFinite for the first round with a loss that is not finite, or a NaN at the end."""
   bad = np.concatenate([~np.isfinite(info.loss) & (info.size > 0) for info in infos], axis=-1)
   client = np.concatenate([info.client for info in infos], axis=-1)  # both [R, r, k]
@@ -304,14 +320,19 @@ def _require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
   if bad.any():
     round_ = int(bad.any(axis=(0, 2)).argmax())
     run_ = int(bad[:, round_].any(axis=-1).argmax())
-    clients = sorted(client[run_, round_][bad[run_, round_]].tolist())
+    clients = sorted(set(client[run_, round_][bad[run_, round_]].tolist()))
     raise NonFinite(run_, int(rounds[round_]), clients)
 
 
-def _mean_loss(infos) -> np.ndarray:
+def mean_loss(infos) -> np.ndarray:
   """Averages over the clients that took part, all cohorts together: [R, r]."""
   total = sum(np.sum(info.loss * (info.size > 0), axis=-1) for info in infos)
   return total / np.maximum(sum(np.sum(info.size > 0, axis=-1) for info in infos), 1)
+
+
+def num_dropped(infos) -> np.ndarray:
+  """Counts the uploads that servers did not take, all cohorts together: [R, r]."""
+  return sum(np.sum(info.dropped, axis=-1) for info in infos)
 
 
 def by_client(

@@ -158,9 +158,9 @@ def test_simulate_is_a_function_to_vmap_over_rates():
 
 def chunk_of(build_fn):
   one = jax.device_put(runs())
-  state = jax.jit(jax.vmap(engine._initialise(build_fn), (0, None)))(one, DATA)
-  fn = jax.vmap(engine._chunk(build_fn, 3), (0, 0, None, None))
-  return engine._compile(fn, one, state, DATA, jnp.int32(0), donate=1), one, state
+  state = jax.jit(jax.vmap(engine.initialise(build_fn), (0, None)))(one, DATA)
+  fn = jax.vmap(engine.train_chunk(build_fn, 3), (0, 0, None, None))
+  return engine.compile_ahead(fn, one, state, DATA, jnp.int32(0), donate=1), one, state
 
 
 def test_a_chunk_calls_no_host_and_keeps_images_as_bytes():

@@ -24,6 +24,7 @@ class Phase(NamedTuple):
   build: Callable  # (options, the state that the phase before left or None) -> Algorithm
   separate: bool = False  # each group is a federation of its own, the server a tuple of theirs
   sends: bool = False  # clients send updates that a server combines
+  alone: bool = False  # no client sits out a round, and none learns from another
   shared: bool = False  # bits play no part: variants that differ in nothing else train as one
   # What metrics.jsonl gets beside loss and accuracy after each chunk, by its name there:
   # (options, state, data, cohorts) -> per cohort [K], of which the mean over clients is written.
@@ -142,21 +143,21 @@ def widest_codebook(
   return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
 
 
-def federated_phase(options: Options, rounds: int, build: Callable, **marks: bool) -> Phase:
+def federated_phase(rounds: int, build: Callable, **marks: bool) -> Phase:
   """Trains with a server, which some clients may not reach in a round."""
-  return Phase(rounds, sampled(options, faulty(build)), sends=True, **marks)
+  return Phase(rounds, faulty(build), sends=True, **marks)
 
 
-def local_phase(options: Options, rounds: int, build: Callable) -> Phase:
+def local_phase(rounds: int, build: Callable) -> Phase:
   """Trains every client alone, those that take part in a round."""
-  return Phase(rounds, sampled(options, build))
+  return Phase(rounds, build)
 
 
 def one_phase(
   options: Options, build: Callable, phase: Callable = federated_phase
 ) -> tuple[Phase, ...]:
   """Trains by one algorithm for all rounds, with a server unless it is a `local_phase`."""
-  return (phase(options, options.rounds, build),)
+  return (phase(options.rounds, build),)
 
 
 def frozen_last(
@@ -174,7 +175,7 @@ def frozen_last(
   """
   rounds = options.rounds if rounds is None else rounds
   last = options.finetune_rounds if is_quantised(variants) else 0
-  phases = (phase(options, rounds - last, build), Phase(last, build_last))
+  phases = (phase(rounds - last, build), Phase(last, build_last, alone=True))
   return tuple(p for p in phases if p.rounds)
 
 
@@ -236,15 +237,11 @@ def finetune_options(options: Options, federation: Federation) -> dict:
   }
 
 
-def sampled(options: Options, build: Callable) -> Callable:
-  """Lets a share of the clients take part in a round, if the options ask for it."""
-  if options.participation == 1:
-    return build
-
-  def build_sampled(options, trained) -> Algorithm:
-    return with_sampling(build(options, trained), options.participation, axis(options))
-
-  return build_sampled
+def sampled(options: Options, phase: Phase, algorithm: Algorithm) -> Algorithm:
+  """Lets a share of the clients take part in a round of a phase, if the options ask for it."""
+  if phase.alone or options.participation == 1:
+    return algorithm
+  return with_sampling(algorithm, options.participation, axis(options))
 
 
 def axis(options: Federated) -> str | None:

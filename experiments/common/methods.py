@@ -103,7 +103,7 @@ def averaging_then_local(
     return with_post_training_quantisation(algorithm, kmeans)
 
   first = averaging_phase(options, federation, options.rounds - last)
-  phases = (first, Phase(last, build)) if last else (first,)
+  phases = (first, Phase(last, build, alone=True)) if last else (first,)
   return Job(options, federation, variants, phases)
 
 
@@ -141,7 +141,7 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
     rate, shared = decayed(options, options.fedavg_rate), federated(options, federation, fedavg)
     return separate(tuple(fedavg(m, rate=rate, **shared) for m in federation.models))
 
-  return federated_phase(options, rounds, build, separate=True, shared=True)
+  return federated_phase(rounds, build, separate=True, shared=True)
 
 
 # --- QuPeD

@@ -97,6 +97,9 @@ class Federated:
   """Number of clients that send something else than they should."""
   corruption: Literal["nan", "noise", "sign"] = "sign"
   """What they send: NaN, noise, or the opposite of their update, four times."""
+  store: Literal["device", "host", "disk"] = "device"
+  """Where clients lie that do not train: with the others on the device, in the host's memory, or in
+  a file in the results folder. For more clients than the device holds."""
   augment: bool = False
   """Flip the images and crop them from padded ones, at random."""
   simultaneous: bool = False
@@ -185,6 +188,7 @@ def check(options: Federated) -> None:
   for name in ("participation", "averaging_share", "train_share"):
     checks.fraction(flag(name), getattr(options, name), closed=True)
   _check_faults(options)
+  _check_store(options)
   checks.bits("--bits", options.bits)
   checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
   fits = options.finetune_rounds < options.rounds
@@ -193,6 +197,19 @@ def check(options: Federated) -> None:
   checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
   for name in ("data_dir", "out"):
     _check_folder(name, getattr(options, name), must_exist=name == "data_dir")
+
+
+def _check_store(options: Federated) -> None:
+  if options.store == "device":
+    return
+  where = f"with --store {options.store}"
+  allowed = f"below 1 {where}: only those that train are on the device"
+  checks.require(options.participation < 1, "--participation", options.participation, allowed)
+  saved = options.minutes is None and not options.checkpoint_every
+  name = "--checkpoint-every" if options.minutes is None else "--minutes"
+  value = options.checkpoint_every if options.minutes is None else options.minutes
+  checks.require(saved, name, value, f"None {where}: what lies there is not saved")
+  checks.require(options.devices == 1, "--devices", options.devices, f"1 {where}")
 
 
 def _check_faults(options: Federated) -> None:

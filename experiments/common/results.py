@@ -124,7 +124,9 @@ def of_job(
     if sitter:
       sitter.cut_back(rounds)
 
-  own = folder / CHECKPOINTS / slug(job_name(job))
+  # More clients than the device holds are more than can be saved every few minutes.
+  resident = job.options.store == "device"
+  own = folder / CHECKPOINTS / slug(job_name(job)) if resident else None
   return when._replace(folder=own, written=written, cut_back=cut_back)
 
 

@@ -69,14 +69,13 @@ class Saves(NamedTuple):
     Raises:
       OutOfTime, Terminated: the job is saved.
     """
-    if self.folder is None:
-      return
     now = self.asked(), time.monotonic() >= self.deadline, self.pace.due(before, here.rounds)
     asked, over, due = parallel.anywhere(now)
-    if asked or over or due:
+    if self.folder and (asked or over or due):
       self._save(here)
     if asked:
-      raise Terminated(f"saved and stopped, as SIGTERM has it; {GOES_ON}")
+      done = f"saved and stopped, as SIGTERM has it; {GOES_ON}"
+      raise Terminated(done if self.folder else "stopped, as SIGTERM has it; nothing was saved")
     if over:
       raise OutOfTime(f"saved and stopped, as --minutes has it; {GOES_ON}")
 

@@ -126,7 +126,9 @@ def run_jobs(
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
 
     def results_of(job):
-      sitter = portrait.of_job(job, folder / portrait.FOLDER / slug(job_name(job)), pictured)
+      sitter = None
+      if job.options.store == "device":
+        sitter = portrait.of_job(job, folder / portrait.FOLDER / slug(job_name(job)), pictured)
       own = results.of_job(saves, job, folder, sitter)
       return (
         recall(job, finished)
@@ -218,11 +220,11 @@ def run_job(
       sitter.take(chunk.state, done + int(chunk.rounds[-1]))
     bar.advance(len(chunk.rounds), rows)
 
-  trained = training.train(job, record, saves)
+  trained = training.train(job, record, saves, folder)
   scores = training.score_tests(job, trained)
   if sitter:
     sitter.draw(folder)
-  save_models(job, trained.state, folder)
+  save_models(job, training.all_clients(job, trained), folder)
   entries, accuracies = {}, {}
   seconds = trained.seconds / len(training.methods_of_runs(job))
   for i, method in enumerate(job.variants):

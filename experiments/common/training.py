@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ import numpy as np
 from experiments.common import federation as fed
 from experiments.common import resume
 from experiments.common.errors import Diverged
-from experiments.common.jobs import Job, Phase
+from experiments.common.jobs import Job, Phase, sampled
 from experiments.common.options import Federated, Options
-from qupeD_jax import engine, parallel
+from qupeD_jax import checks, engine, parallel, store, streaming
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
 from qupeD_jax.data.cohort import pad_clients
 from qupeD_jax.types import Algorithm, FedState
@@ -34,6 +35,7 @@ def train(
   job: Job,
   record: Callable[[int, engine.Report], None],
   saves: resume.Saves = resume.NOTHING,
+  folder: Path = Path(),
 ) -> Trained:
   """Trains through all phases of a job, each from what the one before left.
 
@@ -41,12 +43,12 @@ def train(
     job: what is trained.
     record: called with the rounds done before the phase, and a chunk of it.
     saves: where to go on, and when to save.
+    folder: that exists, for the file of clients' states, if there is one.
 
   Raises:
     Diverged: a loss is no longer finite.
     OutOfTime, Terminated: `saves` were told to stop.
   """
-  mesh = parallel.make_mesh(job.options.devices)
   here = saves.restore(functools.partial(_shapes, job))
   done, seconds, start, state = here.done, here.seconds, here.start, here.state
   for i, phase in enumerate(job.phases[here.phase :], start=here.phase):
@@ -60,19 +62,8 @@ def train(
       saves.after_chunk(before, resume.Position(i, done, rounds, spent, start, chunk.state))
 
     try:
-      result = engine.run(
-        functools.partial(_build, job.options, phase),
-        runs,
-        job.federation.train,
-        rounds=phase.rounds,
-        every=min(job.options.eval_every, phase.rounds),
-        pause=saves.pace.every or None,
-        scored=stack.validation,
-        measure=functools.partial(_measure, job.options, phase) if phase.measures else None,
-        callback=callback,
-        state=state,
-        mesh=mesh,
-      )
+      pause = saves.pace.every or None
+      result = _run(job, phase, runs, stack.validation, callback, state, folder, pause)
     except engine.NonFinite as error:
       method, seed = methods_of_runs(job)[error.run]
       raise Diverged(
@@ -83,6 +74,40 @@ def train(
     start, state = _copied(result.state, copies), None
     seconds, done = seconds + result.train_seconds, done + phase.rounds
   return Trained(functools.partial(_build, job.options, phase), runs, start, seconds)
+
+
+def all_clients(job: Job, trained: Trained) -> FedState:
+  """Returns the state with the clients' as arrays, [R, K, ...], wherever they lie."""
+  return trained.state if job.options.store == "device" else streaming.views(trained.state)
+
+
+def _run(
+  job: Job,
+  phase: Phase,
+  runs: engine.Runs,
+  scored,
+  callback: Callable,
+  state: FedState | None,
+  folder: Path,
+  pause: int | None,
+) -> engine.Result:
+  """Trains a phase, on the devices or with clients' states elsewhere."""
+  options, build = job.options, functools.partial(_build, job.options, phase)
+  common = {"rounds": phase.rounds, "every": min(options.eval_every, phase.rounds)}
+  common |= {"scored": scored, "callback": callback}
+  given, fraction = (runs, job.federation.train), options.participation
+  if options.store == "device":
+    resident = lambda setting: sampled(options, phase, build(setting))
+    measure = functools.partial(_measure, options, phase) if phase.measures else None
+    common |= {"state": state, "pause": pause, "mesh": parallel.make_mesh(options.devices)}
+    return engine.run(resident, *given, measure=measure, **common)
+  allowed = f"device, where {', '.join(phase.measures)} is measured"
+  checks.require(not phase.measures, "--store", options.store, allowed)
+  place = store.on_host if options.store == "host" else store.on_disk(folder)
+  result = streaming.run(build, *given, fraction=fraction, alone=phase.alone, place=place, **common)
+  # Those that never trained are needed too: to start the next phase, and as models to be shipped.
+  state = streaming.completed(build, runs, result.state, job.federation.train, fraction)
+  return result._replace(state=state)
 
 
 class _Stack(NamedTuple):
@@ -129,7 +154,10 @@ def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
 
 def _copied(state: FedState, copies: int) -> FedState:
   """Hands what one variant's runs learned to as many variants."""
-  return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), state)
+  several = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), tree)
+  if streaming.is_streamed(state):  # its stores serve several runs each
+    return FedState(several(state.server), state.clients, several(state.round))
+  return several(state)
 
 
 def _repeated(chunk: engine.Report, copies: int) -> engine.Report:
@@ -178,9 +206,12 @@ def methods_of_runs(job: Job) -> list[tuple[str, int]]:
 
 def score_tests(job: Job, trained: Trained) -> dict[str, np.ndarray]:
   """Scores what a job has trained on the clients' test rows: name -> [runs, clients]."""
-  federation, mesh = job.federation, parallel.make_mesh(job.options.devices)
+  options, federation = job.options, job.federation
   testing = _scored_rows(job, fed.testing(federation, federation.groups))
-  return engine.score(*trained[:3], federation.train, testing, mesh)
+  given = trained.build, trained.runs, trained.state, federation.train, testing
+  if options.store == "device":
+    return engine.score(*given, parallel.make_mesh(options.devices))
+  return streaming.score(*given, options.participation)
 
 
 def _over_variants(job: Job, cohorts_of: Callable) -> tuple:

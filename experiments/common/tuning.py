@@ -107,7 +107,7 @@ def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) 
     bar.advance(len(chunk.rounds), rows)
 
   try:
-    training.train(job, record, results.of_job(saves, job, folder))
+    training.train(job, record, results.of_job(saves, job, folder), folder)
   except Diverged as error:
     saves.warn(f"left out: {error}")
     if len(left) == 1:

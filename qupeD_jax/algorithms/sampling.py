@@ -34,8 +34,7 @@ def with_sampling(algorithm: Algorithm, fraction: float, axis: str | None = None
 
   def round_fn(key, state, data, cohorts):
     # The algorithm gets the round's own key, so that a share of 1 changes nothing.
-    draw_key = jax.random.fold_in(key, _DRAW)
-    slots = tuple(draw_slots(draw_key, cohort, fraction, axis) for cohort in cohorts)
+    slots = participants(key, cohorts, fraction, axis)
     chosen = tuple(
       tree.take(cohort, index)._replace(size=jnp.where(takes_part, cohort.size[index], 0))
       for cohort, (index, takes_part) in zip(cohorts, slots, strict=True)
@@ -51,6 +50,25 @@ def with_sampling(algorithm: Algorithm, fraction: float, axis: str | None = None
     return FedState(after.server, clients, after.round), info
 
   return Algorithm(algorithm.init, round_fn, algorithm.personalize)
+
+
+def participants(
+  key: Array, cohorts: tuple[Cohort, ...], fraction: float, axis: str | None = None
+) -> tuple[tuple[Array, Array], ...]:
+  """Draws who takes part in a round, per cohort as in `draw_slots`.
+
+  Args:
+    key: of the round.
+    cohorts: of whom size and client are looked at.
+    fraction, axis: as there.
+  """
+  draw_key = jax.random.fold_in(key, _DRAW)
+  return tuple(draw_slots(draw_key, cohort, fraction, axis) for cohort in cohorts)
+
+
+def most(num_slots: int, fraction: float) -> int:
+  """Returns how many slots of so many are drawn at most."""
+  return max(1, math.ceil(fraction * num_slots))
 
 
 def draw_slots(
@@ -73,6 +91,6 @@ def draw_slots(
   first = 0 if axis is None else jax.lax.axis_index(axis) * len(own)
   rank = jax.lax.dynamic_slice_in_dim(jnp.argsort(jnp.argsort(every)), first, len(own))
   share = jnp.maximum(1, jnp.round(fraction * jnp.sum(jnp.isfinite(every))))
-  count = min(len(own), max(1, math.ceil(fraction * len(every))))
+  count = min(len(own), most(len(every), fraction))
   slots = jnp.argsort(rank)[:count]
   return slots, (rank[slots] < share) & (cohort.size[slots] > 0)
