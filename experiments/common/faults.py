@@ -25,7 +25,7 @@ CORRUPTIONS = {"nan": corruption.nan, "noise": corruption.noise(), "sign": corru
 
 
 def aggregate_of(
-  options: Federated, num_clients: int, method: Callable, axis: str | None
+  options: Federated, num_clients: int, method: Callable, axis: str | None = None
 ) -> Aggregate:
   """Returns how the server combines uploads, some of them corrupt.
 
