@@ -5,14 +5,13 @@ python -m benchmarks.conv [--clients 4] [--batch-size 50] [--dtype float32]
 
 import dataclasses
 import functools
-import statistics
-import time
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks.timing import alternate
 from qupeD_jax.models import conv
 
 
@@ -53,17 +52,6 @@ def scanned(kernels, x, form: str, steps: int):
   return jax.lax.scan(lambda k, _: (step(k, x), None), kernels, None, length=steps)[0]
 
 
-def milliseconds(fn, *arguments, repeats: int) -> float:
-  """Times a compiled function: the median over `repeats`, after a call to warm up."""
-  jax.block_until_ready(fn(*arguments))
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(fn(*arguments))
-    times.append(time.perf_counter() - start)
-  return 1e3 * statistics.median(times)
-
-
 def main(options: Options) -> None:
   """Prints the time of a step in each form, in a scan and plain, and its ratio to the first."""
   keys = jax.random.split(jax.random.key(0), 3)
@@ -76,14 +64,15 @@ def main(options: Options) -> None:
   x = jax.random.normal(keys[2], images).astype(options.dtype)
   print(f"{jax.devices()[0].device_kind}, {options}")
   for place, steps in (("in a scan", options.steps), ("plain", 1)):
-    times = {}
+    calls = {}
     for form in options.forms:
       run = functools.partial(scanned, form=form, steps=steps)
       if steps == 1:
         run = jax.vmap(functools.partial(train_step, form=form))
-      times[form] = milliseconds(jax.jit(run), kernels, x, repeats=options.repeats) / steps
-    ratios = (f"{form} {t:.1f} ms ({t / times[options.forms[0]]:.2f})" for form, t in times.items())
-    print(f"{place}: {', '.join(ratios)}", flush=True)
+      calls[form] = functools.partial(jax.jit(run), kernels, x)
+    times = alternate(calls, options.repeats)
+    each = (f"{form} {1e3 * t / steps:.1f} ms ({ratio:.2f})" for form, (t, ratio) in times.items())
+    print(f"{place}: {', '.join(each)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,24 @@ def take_turns(forms: Mapping[Any, Form], repeats: int, seconds: float) -> dict[
   return dict(zip(forms, np.array(turns).T, strict=True))
 
 
+def alternate(calls: Mapping[str, Callable], repeats: int) -> dict[str, tuple[float, float]]:
+  """Times calls that take turns, after one of each to compile.
+
+  Args:
+    calls: without arguments, returning arrays of JAX.
+    repeats: turns.
+
+  Returns:
+    Of each call the median of its seconds, and of its ratios to the first one within a turn.
+  """
+  for call in calls.values():
+    jax.block_until_ready(call())
+  waited = [lambda call=call: jax.block_until_ready(call()) for call in calls.values()]
+  turns = np.array([[_seconds(call) for call in waited] for _ in range(repeats)])
+  medians = np.median(turns, axis=0), np.median(turns / turns[:, :1], axis=0)
+  return dict(zip(calls, zip(*(m.tolist() for m in medians), strict=True), strict=True))
+
+
 def matmul_peak(dtype: str, size: int, repeats: int = 5) -> float:
   """Measures the most FLOP/s that products of square matrices get to.
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from qupeD_jax.types import Array
 
-# Up to here comparing with every border, which XLA fuses into one pass, beats a binary search.
+# Up to here all borders are compared with, in one pass that XLA fuses with what uses it.
 _FEW = 16
+_STRIDE = 8  # beyond, every so many are, and the rest is a binary search: a power of 2
 
 
 def is_used(centers: Array) -> Array:
@@ -38,13 +39,30 @@ def assign(x: Array, centers: Array) -> Array:
     Index of the nearest center, x's shape, int32.
   """
   chex.assert_rank(centers, 1)
-  method = "compare_all" if len(centers) <= _FEW else "scan_unrolled"
-  return jnp.searchsorted(midpoints(centers), x, method=method).astype(jnp.int32)
+  borders = midpoints(centers)
+  if len(centers) <= _FEW:
+    return _count_below(x, borders)
+  index = _STRIDE * _count_below(x, borders[_STRIDE - 1 :: _STRIDE])
+  borders = jnp.concatenate([borders, jnp.full(_STRIDE, jnp.inf)])
+  half = _STRIDE // 2
+  while half:
+    index += half * (x > borders[index + half - 1]).astype(jnp.int32)
+    half //= 2
+  return index
+
+
+def _count_below(x: Array, borders: Array) -> Array:
+  return sum(((x > border).astype(jnp.int32) for border in borders), jnp.zeros(x.shape, jnp.int32))
 
 
 def nearest(x: Array, centers: Array) -> Array:
   """Replaces every entry of x by its nearest center, or by itself if there is none."""
-  return jnp.where(is_used(centers), centers[assign(x, centers)], x)
+  if len(centers) > _FEW:
+    return jnp.where(is_used(centers), centers[assign(x, centers)], x)
+  near = jnp.where(is_used(centers), centers[0], x)
+  for border, center in zip(midpoints(centers), centers[1:], strict=True):
+    near = jnp.where(x > border, center, near)
+  return near
 
 
 def lloyd(x: Array, centers: Array) -> Array:
@@ -78,11 +96,12 @@ def sums_per_center(values: Array, index: Array, num_centers: int) -> Array:
     [m] float32; 0 for a center that owns nothing.
   """
   chex.assert_equal_shape([values, index])
-  form = functools.partial(_sums_by_product, num_centers=num_centers)
+  product = functools.partial(_sums_by_product, num_centers=num_centers)
   scatter = functools.partial(_sums_by_scatter, num_centers=num_centers)
   # A scatter is best where it runs in order, as on a CPU; in parallel its additions would collide
-  # on a few addresses, and in an order that changes from run to run.
-  return jax.lax.platform_dependent(values.ravel(), index.ravel(), cpu=scatter, default=form)
+  # on a few addresses, and in an order that changes from run to run. Masked sums, one per center,
+  # look cheaper for few centers, but XLA finds the owners anew for each of them.
+  return jax.lax.platform_dependent(values.ravel(), index.ravel(), cpu=scatter, default=product)
 
 
 def _sums_by_scatter(values: Array, index: Array, *, num_centers: int) -> Array:

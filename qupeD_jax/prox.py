@@ -77,7 +77,7 @@ def prox_centers(
   index = codebook.assign(x, before)
   per_center = lambda values: codebook.sums_per_center(values, index, len(centers))
   if _is_l1(norm):
-    side = jnp.sign(x - before[index])
+    side = jnp.sign(x - codebook.nearest(x, before))
     return jnp.sort(centers + t * per_center(side))
   count = per_center(jnp.ones_like(x))
   return jnp.sort((centers + 2 * t * per_center(x)) / (1 + 2 * t * count))

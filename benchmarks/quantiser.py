@@ -1,0 +1,70 @@
+"""Times the pieces of a quantised step: nearest centers, sums per center, both proximal maps.
+
+python -m benchmarks.quantiser [--clients 4] [--entries 100000] [--centers 2 4 16 256]
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from benchmarks.timing import alternate
+from qupeD_jax import codebook, prox, quantize
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is timed."""
+
+  clients: int = 4
+  """Clients side by side."""
+  entries: int = 100_000
+  """Entries of a client's tensor."""
+  centers: tuple[int, ...] = (2, 4, 16, 256)
+  """Numbers of centers, 2 to 256."""
+  repeats: int = 7
+  """Timings, of which the median counts."""
+
+
+def pieces(num_centers: int) -> dict:
+  """Returns what is timed, by name: functions of a client's (x, gradient, centers)."""
+
+  def slope(x, g, centers):
+    return jax.vjp(lambda c: quantize.hard_quantize(x, c), centers)[1](g)[0]
+
+  def sums(x, g, centers):
+    # Owners that cost next to nothing to find: any will do.
+    index = jnp.clip((x * num_centers).astype(jnp.int32), 0, num_centers - 1)
+    return codebook.sums_per_center(g, index, num_centers)
+
+  return {
+    "nearest": lambda x, g, centers: codebook.nearest(x, centers),
+    "sums per center": sums,
+    "gradient in c": slope,
+    "prox in x": lambda x, g, centers: prox.prox_weights(x, centers, 1e-3),
+    "prox in c": lambda x, g, centers: prox.prox_centers(centers, x, 1e-6),
+  }
+
+
+def main(options: Options) -> None:
+  """Prints nanoseconds per entry of each piece, and as a multiple of one pass x - 0.1 g."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shape = options.clients, options.entries
+  x, g = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
+  print(f"{jax.devices()[0].device_kind}, {options}")
+  for num_centers in options.centers:
+    centers = jnp.sort(jax.random.normal(keys[2], (options.clients, num_centers)))
+    timed = {"one pass": lambda x, g, centers: x - 0.1 * g, **pieces(num_centers)}
+    calls = {
+      name: functools.partial(jax.jit(jax.vmap(fn)), x, g, centers) for name, fn in timed.items()
+    }
+    seconds = alternate(calls, options.repeats)
+    for name, (median, ratio) in seconds.items():
+      each = 1e9 * median / x.size
+      print(f"m = {num_centers:3}: {name:15} {each:8.2f} ns, {ratio:6.1f} passes", flush=True)
+
+
+if __name__ == "__main__":
+  main(tyro.cli(Options))
