@@ -205,6 +205,7 @@ OUT_OF_RANGE = [
   *(("--validation", value, "above 0 and below 1") for value in ("0", "1", "nan")),
   *(("--proximity", value, "at least 0") for value in ("-1", "nan", "inf")),
   *(("--global-loss-weight", value, "at least 0") for value in ("-1", "nan", "inf")),
+  ("--store", "cloud", "device or host or disk"),
   ("--seed", "-1", "at least 0"),
   ("--seed", str(2**32), "below 2^32"),  # jax would take it for seed 0
   ("--seed", str(10**30), "below 2^32"),
@@ -231,6 +232,13 @@ def test_a_value_out_of_range_is_refused_before_anything_compiles(refusal, flag,
 def test_every_value_of_several_is_checked(refusal):
   assert refusal("quickstart", "--bits", "1", "2", "9").startswith("--bits 9: ")
   assert refusal("quickstart", "--models", "mlp", "cnn").startswith("--models cnn: ")
+
+
+def test_a_store_is_for_clients_that_do_not_train(refusal):
+  line = refusal("quickstart", "--store", "host")
+  assert line.startswith("--participation 1.0: allowed is below 1 with --store host: only those")
+  line = refusal("quickstart", "--store", "disk", "--participation", "0.5", "--minutes", "5")
+  assert line.startswith("--minutes 5.0: allowed is None with --store disk: ")
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])
