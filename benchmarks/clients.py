@@ -9,6 +9,7 @@ docs/scaling.md says what is measured and how to read it.
 import dataclasses
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Options:
   repeats: int = 15
   """Turns that the contenders take, at most."""
   seconds: float = 120.0
-  """Time for the turns, after which no more than three are taken."""
+  """Time for the turns, after which no more than three are taken; processor time gets as much."""
   out: Path = Path("benchmarks/results")
   """Folder of the results."""
 
@@ -61,6 +62,7 @@ class Row(NamedTuple):
   form: str
   ms: timing.Quartiles  # per participant and round
   throughput: timing.Quartiles  # over that of the resident run, of the same turn
+  work: timing.Quartiles  # processor time over that of the resident run, in turns of their own
 
 
 class Memory(NamedTuple):
@@ -83,9 +85,16 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
   for form in forms.values():
     form.wait(form.run(form.start(), 1))
   count = most(options.clients, options.participation) * options.every
-  times = timing.take_turns(forms, options.repeats, options.seconds)
+  turns = options.repeats, options.seconds
+  times = timing.take_turns(forms, *turns)
+  work = timing.take_turns(forms, *turns, clock=time.process_time)
   rows = [
-    Row(name, timing.quartiles(1e3 * t / count), timing.quartiles(times[RESIDENT] / t))
+    Row(
+      name,
+      timing.quartiles(1e3 * t / count),
+      timing.quartiles(times[RESIDENT] / t),
+      timing.quartiles(work[name] / work[RESIDENT]),
+    )
     for name, t in times.items()
   ]
   taking_part = most(options.clients, options.participation)
@@ -180,7 +189,7 @@ def held(program) -> int:
 def report(result: dict[str, Any]) -> str:
   """Lays a result out as Markdown."""
   facts, options = result["machine"], result["options"]
-  head = (
+  title = (
     f"{facts['device']} ({facts['processor']}, {facts['cores']} cores), jax {facts['jax']}. "
     f"{options.model}, {options.method}, {options.clients:,} clients of "
     f"{result['bytes_per_client']:,} bytes, {result['participants']} of them in a round, "
@@ -188,7 +197,8 @@ def report(result: dict[str, Any]) -> str:
     f"{options.every} rounds.\n"
   )
   spread = lambda q, digits: f"{q.low:.{digits}f} to {q.high:.{digits}f}"
-  rows = [("Clients", "ms per participant", "quartiles", "throughput", "quartiles")]
+  head_row = ("Clients", "ms per participant", "quartiles", "throughput", "quartiles")
+  rows = [(*head_row, "processor time", "quartiles")]
   rows += [
     (
       row.form,
@@ -196,13 +206,15 @@ def report(result: dict[str, Any]) -> str:
       spread(row.ms, 3),
       f"{100 * row.throughput.median:.1f} %",
       " to ".join(f"{100 * q:.1f}" for q in row.throughput[1:]),
+      f"{row.work.median:.2f}",
+      spread(row.work, 2),
     )
     for row in result["rows"]
   ]
   megabytes = lambda number: f"{number / 1e6:,.2f}"
   counted = [("Number of clients", "MB, all there", "MB, a round's", "MB to draw them")]
   counted += [(f"{m.clients:,}", *map(megabytes, m[1:])) for m in result["memory"]]
-  return "\n".join([head, tables.markdown(rows, texts=1), tables.markdown(counted, texts=1)])
+  return "\n".join([title, tables.markdown(rows, texts=1), tables.markdown(counted, texts=1)])
 
 
 def save(result: dict[str, Any], options: Options) -> Path:

@@ -38,7 +38,12 @@ def quartiles(values) -> Quartiles:
   return Quartiles(median, low, high)
 
 
-def take_turns(forms: Mapping[Any, Form], repeats: int, seconds: float) -> dict[Any, np.ndarray]:
+def take_turns(
+  forms: Mapping[Any, Form],
+  repeats: int,
+  seconds: float,
+  clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, np.ndarray]:
   """Times a round of every contender, all of them once before any has its second turn.
 
   What slows the machine down for a while thus slows all of them down, and ratios within a turn stay
@@ -48,6 +53,7 @@ def take_turns(forms: Mapping[Any, Form], repeats: int, seconds: float) -> dict[
     forms: the contenders, each of which has run before; one more call tells how long its turn is.
     repeats: turns, at most.
     seconds: after which no turn begins, but for the third.
+    clock: what a turn is timed by; `time.process_time` counts what all threads have worked.
 
   Returns:
     Seconds per round of each, [turns].
@@ -57,10 +63,10 @@ def take_turns(forms: Mapping[Any, Form], repeats: int, seconds: float) -> dict[
 
   def timed(name, count):
     time.sleep(_PAUSE)
-    start = time.perf_counter()
+    start = clock()
     states[name] = forms[name].run(states[name], count)
     forms[name].wait(states[name])
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
   for name in forms:
     rounds[name] = min(MOST_ROUNDS, math.ceil(_AT_LEAST / timed(name, 1)))

@@ -17,7 +17,7 @@ class Host(NamedTuple):
 
   data: Dataset
   cohorts: tuple[Cohort, ...]  # [R, K, ...]
-  starts: tuple[tuple[store.Store, ...], ...]  # the clients of each FedState in the setting
+  starts: tuple[tuple[store.Store, ...], ...]  # the clients of each streamed state in the setting
 
 
 class Group(NamedTuple):
@@ -40,22 +40,24 @@ class Given(NamedTuple):
 
 def split(runs: engine.Runs, data: Dataset) -> tuple[Host, engine.Runs]:
   """Tells what stays on the host from what is sent to the device once."""
-  found = [leaf for leaf in jax.tree.leaves(runs.setting, is_leaf=_is_state) if _is_state(leaf)]
+  leaves = jax.tree.leaves(runs.setting, is_leaf=is_streamed)
+  found = [leaf for leaf in leaves if is_streamed(leaf)]
   setting = _with_clients(runs.setting, [()] * len(found))
   data, cohorts = jax.tree.map(np.asarray, (data, runs.cohorts))
   host = Host(data, cohorts, tuple(state.clients for state in found))
   return host, jax.device_put(engine.Runs(runs.key, (), setting))
 
 
-def _is_state(node) -> bool:
-  return isinstance(node, FedState)
+def is_streamed(node) -> bool:
+  """Tells whether something is a state whose clients lie in stores."""
+  return isinstance(node, FedState) and all(isinstance(c, store.Store) for c in node.clients)
 
 
 def _with_clients(setting: PyTree, clients: Sequence[tuple]) -> PyTree:
-  """Gives the FedStates in a setting other clients."""
+  """Gives the streamed states in a setting other clients."""
   left = iter(clients)
-  replaced = lambda leaf: leaf._replace(clients=next(left)) if _is_state(leaf) else leaf
-  return jax.tree.map(replaced, setting, is_leaf=_is_state)
+  replaced = lambda leaf: leaf._replace(clients=next(left)) if is_streamed(leaf) else leaf
+  return jax.tree.map(replaced, setting, is_leaf=is_streamed)
 
 
 def all_groups(cohorts: tuple[Cohort, ...], fraction: float) -> list[Group]:

@@ -168,11 +168,6 @@ def completed(
   return state
 
 
-def is_streamed(state: FedState) -> bool:
-  """Tells whether a state's clients lie in stores."""
-  return all(isinstance(clients, store.Store) for clients in state.clients)
-
-
 def views(state: FedState) -> FedState:
   """Shows the clients' states as arrays, leaves [R, K, ...]: views of the stores."""
   return state._replace(clients=tuple(map(store.views, state.clients)))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import jax_forms, steps, torch_forms, workload
+from benchmarks import clients, jax_forms, steps, torch_forms, workload
 from qupeD_jax import files
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums in float32, in another order
@@ -134,3 +134,17 @@ def test_flops_are_counted_by_formula():
   assert workload.step_flops(MLP, "fedavg") == 3 * 3 * 4 * one
   assert workload.step_flops(MLP, "quped") == 14 * 3 * 4 * one
   assert workload.step_flops(MLP, "simultaneous") == 9 * 3 * 4 * one
+
+
+def test_many_clients_are_timed_wherever_they_lie(tmp_path, capsys):
+  given = ["--clients", "6", "--participation", "0.5", "--method", "fedavg", "--local-steps", "1"]
+  given += ["--every", "2", "--repeats", "1", "--grown", "6", "12", "--out", str(tmp_path)]
+  assert clients.main(given) == 0
+  result = files.read(next(tmp_path.glob("*-clients.json")))
+  assert [row["form"] for row in result["rows"]] == [clients.RESIDENT, clients.HOST, clients.DISK]
+  few, more = result["memory"]
+  assert few["streamed"] == more["streamed"]
+  assert few["resident"] < more["resident"]
+  assert "on the disk" in capsys.readouterr().out
+  assert clients.main(["--participation", "0"]) == 2
+  assert "--participation 0.0: allowed is above 0" in capsys.readouterr().err

@@ -207,6 +207,7 @@ OUT_OF_RANGE = [
   *(("--global-loss-weight", value, "at least 0") for value in ("-1", "nan", "inf")),
   ("--checkpoint-every", "-1", "at least 0"),
   ("--minutes", "0", "a finite number above 0"),
+  ("--store", "cloud", "device or host or disk"),
   ("--seed", "-1", "at least 0"),
   ("--seed", str(2**32), "below 2^32"),  # jax would take it for seed 0
   ("--seed", str(10**30), "below 2^32"),
@@ -233,6 +234,13 @@ def test_a_value_out_of_range_is_refused_before_anything_compiles(refusal, flag,
 def test_every_value_of_several_is_checked(refusal):
   assert refusal("quickstart", "--bits", "1", "2", "9").startswith("--bits 9: ")
   assert refusal("quickstart", "--models", "mlp", "cnn").startswith("--models cnn: ")
+
+
+def test_a_store_is_for_clients_that_do_not_train(refusal):
+  line = refusal("quickstart", "--store", "host")
+  assert line.startswith("--participation 1.0: allowed is below 1 with --store host: only those")
+  line = refusal("quickstart", "--store", "disk", "--participation", "0.5", "--minutes", "5")
+  assert line.startswith("--minutes 5.0: allowed is None with --store disk: ")
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])

@@ -204,6 +204,21 @@ def test_another_federation_trains(tmp_path, changes):
   assert entry["bytes_per_round"] == up_and_down * 8 * changes.get("participation", 1)
 
 
+def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
+  """FedAvg of half the clients, once for two methods, then all of them alone."""
+  written = []
+  for store in ("device", "disk"):
+    options = dataclasses.replace(SMALLER, participation=0.5, finetune_rounds=1, store=store)
+    job = functools.partial(methods.averaging_then_local, bits=(2,))
+    folder = run(tmp_path / store, options, [job])
+    written.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "accuracies.json")])
+  assert written[0] == written[1]
+  assert {p.name for p in folder.iterdir()} <= {
+    "config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md", "curves.png",
+    "clients.png",
+  }  # fmt: skip
+
+
 def test_partitions_deal_differently():
   classes = {}
   for partition in ("by_class", "dirichlet", "iid"):

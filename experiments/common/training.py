@@ -16,7 +16,7 @@ from experiments.common import resume
 from experiments.common.errors import Diverged
 from experiments.common.jobs import Job, Phase, sampled
 from experiments.common.options import Federated, Options
-from qupeD_jax import checks, engine, parallel, store, streaming
+from qupeD_jax import checks, engine, parallel, portions, store, streaming
 from qupeD_jax.algorithms.own_statistics import with_own_statistics
 from qupeD_jax.data.cohort import pad_clients
 from qupeD_jax.types import Algorithm, FedState
@@ -155,7 +155,7 @@ def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
 def _copied(state: FedState, copies: int) -> FedState:
   """Hands what one variant's runs learned to as many variants."""
   several = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), tree)
-  if streaming.is_streamed(state):  # its stores serve several runs each
+  if portions.is_streamed(state):  # its stores serve several runs each
     return FedState(several(state.server), state.clients, several(state.round))
   return several(state)
 
