@@ -85,5 +85,6 @@ def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Arra
   numbers = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
   true_clients = jnp.sum(cohort.size > 0)
   share = jnp.maximum(1, jnp.round(fraction * true_clients))
-  slots = jnp.argsort(numbers)[:count]
+  # Where a sort would begin, equals in order of their slots; sorting a million takes far longer.
+  slots = jax.lax.top_k(-numbers, count)[1]
   return slots, (jnp.arange(count) < share) & (cohort.size[slots] > 0)
