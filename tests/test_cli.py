@@ -103,7 +103,7 @@ def test_a_typo_in_an_option_names_the_nearest(refusal, typed, nearest):
 @pytest.mark.parametrize(
   ("typed", "stray"),
   [
-    (["stray"], "stray"),
+    (["leftover"], "leftover"),
     (["--seed", "1", "2"], "2"),
     (["--partial-batches", "yes"], "yes"),
     (["--out", "results", "elsewhere"], "elsewhere"),

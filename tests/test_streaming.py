@@ -14,7 +14,7 @@ from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.sampling import draw_slots, with_sampling
+from qupeD_jax.algorithms.sampling import with_sampling
 from qupeD_jax.types import Cohort, Dataset
 from tests import toy
 
@@ -46,13 +46,15 @@ def make_runs(name, setting=None, seeds=SEEDS):
 
 
 def drawn(runs, fraction, rounds):
-  """Tells who takes part in the first rounds: [R, K] bool of the first cohort."""
-  cohort = runs.cohorts[0]
-  took_part = np.zeros(cohort.size.shape, bool)
-  for run_, round_ in itertools.product(range(len(took_part)), range(rounds)):
+  """Tells who takes part in the first rounds, by sorting: [R, K] bool of the first cohort."""
+  client = runs.cohorts[0].client
+  took_part = np.zeros(client.shape, bool)
+  count = round(fraction * client.shape[1])
+  for run_, round_ in itertools.product(range(len(client)), range(rounds)):
     key = jax.random.fold_in(jax.random.fold_in(runs.key[run_], 1), round_)
-    of_run = jax.tree.map(lambda leaf: leaf[run_], cohort)  # noqa: B023
-    took_part[run_, draw_slots(jax.random.fold_in(key, 0x5A3D), of_run, fraction)[0]] = True
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0x5A3D), client[run_])
+    numbers = jax.vmap(jax.random.uniform)(keys)
+    took_part[run_, np.argsort(numbers)[:count]] = True
   return took_part
 
 

@@ -89,8 +89,8 @@ def draw_slots(
   own = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
   every = own if axis is None else jax.lax.all_gather(own, axis, tiled=True)
   first = 0 if axis is None else jax.lax.axis_index(axis) * len(own)
-  rank = jax.lax.dynamic_slice_in_dim(jnp.argsort(jnp.argsort(every)), first, len(own))
   share = jnp.maximum(1, jnp.round(fraction * jnp.sum(jnp.isfinite(every))))
-  count = min(len(own), most(len(every), fraction))
-  slots = jnp.argsort(rank)[:count]
-  return slots, (rank[slots] < share) & (cohort.size[slots] > 0)
+  chosen = jax.lax.top_k(-every, most(len(every), fraction))[1]
+  takes_part = jnp.zeros(len(every), bool).at[chosen].set(jnp.arange(len(chosen)) < share)
+  slots = chosen if axis is None else jax.lax.top_k(-own, min(len(own), len(chosen)))[1]
+  return slots, takes_part[first + slots] & (cohort.size[slots] > 0)
