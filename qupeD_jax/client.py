@@ -324,16 +324,18 @@ def proximal_step(
   params, stats = variables["params"], variables["stats"]
   loss_fns = {"x": loss_fn, "q": quantised_loss_fn or loss_fn}
 
-  value, new_stats, grads = _smooth_gradient(personal, loss_fns, step, quantizer, straight_through)
+  value, new_stats, grads, at_q = _smooth_gradient(
+    personal, loss_fns, step, quantizer, straight_through
+  )
   direction, moments = optimizer.update(grads, moments, params)
   moved = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
   if codebooks:
-    eta, grads, here = value_at(rates.centers, step), None, params if simultaneous else moved
-    if quantizer.learned:
-      # At the old x this is the pass that x's gradient took: XLA makes one of the two.
+    eta, here = value_at(rates.centers, step), params if simultaneous else moved
+    if quantizer.learned and not simultaneous:
       quantised = quantizer.project(here, codebooks, step)
-      _, new_stats, grads = _gradient(loss_fns["q"], quantised, stats)
-    codebooks = quantizer.update(codebooks, here, grads, eta, eta * pull)
+      _, new_stats, at_q = _gradient(loss_fns["q"], quantised, stats)
+    at_q = at_q if quantizer.learned else None
+    codebooks = quantizer.update(codebooks, here, at_q, eta, eta * pull)
   return Personal({"params": moved, "stats": new_stats}, codebooks, moments), value
 
 
@@ -343,26 +345,29 @@ def _smooth_gradient(
   step: Array,
   quantizer: Quantizer,
   straight_through: Array | float,
-) -> tuple[Array, PyTree, PyTree]:
-  """Returns the smooth objective, the stats of its pass (at Q, if there is one), its x-gradient."""
+) -> tuple[Array, PyTree, PyTree, PyTree | None]:
+  """Returns the smooth objective, the stats of its pass (at Q, if there is one), and two gradients.
+
+  The first is that in x, the second that in Q_c(x), if f is taken there.
+  """
   variables, codebooks, _ = personal
   params, stats = variables["params"], variables["stats"]
   points = trained_points(params, codebooks, quantizer, step)
   if "x" in points:
     value, new_stats, grads = _gradient(loss_fns["x"], params, stats)
   if "q" not in points:
-    return value, new_stats, grads
+    return value, new_stats, grads, None
   weight, quantised = points["q"]
   value_at_q, new_stats, at_q = _gradient(loss_fns["q"], quantised, stats)
   project = lambda p: quantizer.project(p, codebooks, step)
   (pulled_back,) = jax.vjp(project, params)[1](at_q)
   if "x" not in points:
-    return value_at_q, new_stats, pulled_back
+    return value_at_q, new_stats, pulled_back, at_q
   if not (checks.concrete(straight_through) and straight_through == 0):
     # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
     grads = _mix(grads, at_q, weight * straight_through, codebooks)
   grads = jax.tree.map(lambda g, q: g + weight * q, grads, pulled_back)
-  return value + weight * value_at_q, new_stats, grads
+  return value + weight * value_at_q, new_stats, grads, at_q
 
 
 def _gradient(loss_fn: Callable, params: PyTree, stats: PyTree) -> tuple[Array, PyTree, PyTree]:

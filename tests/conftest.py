@@ -27,5 +27,5 @@ for name, value in {
 
 # No test asserts a time.
 settings.register_profile("qupeD", deadline=None, max_examples=50, derandomize=True)
-settings.register_profile("thorough", deadline=None, max_examples=10_000)  # for hours
+settings.register_profile("thorough", deadline=None, max_examples=20_000)  # for hours
 settings.load_profile("qupeD")

@@ -100,7 +100,7 @@ def test_slots_without_data_come_last_and_collide_with_nobody(stacked):
   padded = layout.pad_clients(found[0], 5)
   lead = found[0].size.shape[:-1]
   assert padded.index.shape == (*lead, 5, 3)
-  for before, after in zip(found[0], padded, strict=True):
+  for before, after in zip(*map(jax.tree.leaves, (found[0], padded)), strict=True):
     assert after.dtype == np.int32
     np.testing.assert_array_equal(
       after[0, :2] if stacked else after[:2], before[0] if stacked else before

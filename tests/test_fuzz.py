@@ -126,7 +126,7 @@ def test_every_option_is_drawn():
 
 
 @settings(
-  max_examples=settings.default.max_examples // 2,
+  max_examples=settings.default.max_examples // 4,
   suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(arguments=typed(), job=st.sampled_from(JOBS))

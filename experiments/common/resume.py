@@ -76,7 +76,7 @@ class Saves(NamedTuple):
     if asked:
       done = f"saved and stopped, as SIGTERM has it; {GOES_ON}"
       raise Terminated(done if self.folder else "stopped, as SIGTERM has it; nothing was saved")
-    if over:
+    if over and self.folder:
       raise OutOfTime(f"saved and stopped, as --minutes has it; {GOES_ON}")
 
   def restore(self, shapes: Callable) -> Position:
