@@ -1,6 +1,7 @@
 """Runs of two processes on this host: what one process finds, also when one of them is lost."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -75,7 +76,7 @@ def test_two_processes_find_what_one_does_and_a_lost_one_can_be_replaced(start, 
   assert "goes on with the run that was cut off there" in again[0].log.read_text().replace(
     "\n", " "
   )
-  assert again[1].log.read_text().replace("\n", "").startswith("[Gloo]")  # and nothing else
+  assert not re.search("tiny|results in|QuPeD", again[1].log.read_text())  # the first one prints
   assert only.wait() == 0, only.log.read_text()
   ours, theirs = (metrics.read_metrics(folder) for folder in (both, alone))
   assert [(r["seed"], r["round"]) for r in ours] == [(r["seed"], r["round"]) for r in theirs]
