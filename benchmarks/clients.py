@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from benchmarks import timing, workload
+from benchmarks import steps, timing, workload
 from benchmarks.workload import Case, Form
 from qupeD_jax import account, checks, engine, files, store, streaming, tables
 from qupeD_jax.algorithms.sampling import most, with_sampling
@@ -242,8 +241,8 @@ def check(options: Options) -> None:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
-  options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks.clients")
   try:
+    options = steps.parse(arguments, Options, "python -m benchmarks.clients ")
     check(options)
     with files.on_disk(options.out):
       options.out.mkdir(parents=True, exist_ok=True)

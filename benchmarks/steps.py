@@ -367,8 +367,8 @@ def save(result: dict[str, Any], options: Options) -> Path:
   return path
 
 
-def parse(arguments: Sequence[str]) -> Options:
-  """Reads the command line.
+def parse(arguments: Sequence[str], kind: type = Options, command: str = "make bench ARGS="):
+  """Reads a command line into options of some kind.
 
   Raises:
     BadInput: an option is unknown or its value cannot be read.
@@ -377,12 +377,12 @@ def parse(arguments: Sequence[str]) -> Options:
   # What tyro says of bad input is a box, as wide as the terminal: it is not for one line.
   try:
     with contextlib.redirect_stderr(io.StringIO()):
-      return tyro.cli(Options, args=list(arguments), prog="make bench ARGS=")
+      return tyro.cli(kind, args=list(arguments), prog=command)
   except SystemExit as error:
     if not error.code:
       raise
-    typed = " ".join(arguments)
-    raise BadInput(f"{typed}: not understood; make bench ARGS=--help lists the options") from None
+    typed, help_ = " ".join(arguments), f"{command}--help"
+    raise BadInput(f"{typed}: not understood; {help_} lists the options") from None
 
 
 def main(arguments: Sequence[str]) -> int:

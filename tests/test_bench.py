@@ -146,5 +146,8 @@ def test_many_clients_are_timed_wherever_they_lie(tmp_path, capsys):
   assert few["streamed"] == more["streamed"]
   assert few["resident"] < more["resident"]
   assert "on the disk" in capsys.readouterr().out
+  assert clients.main(["--clints", "6"]) == 2
+  line = "error: --clints 6: not understood; python -m benchmarks.clients --help lists the options"
+  assert capsys.readouterr().err == f"{line}\n"
   assert clients.main(["--participation", "0"]) == 2
   assert "--participation 0.0: allowed is above 0" in capsys.readouterr().err
