@@ -199,11 +199,24 @@ def pad_clients(cohort, count):
 
 
 @every_algorithm
-def test_padding_clients_and_row_padding_change_nothing(name):
-  """Both at once, to compile one program and not two."""
+def test_sharding_padding_clients_and_row_padding_change_nothing(name):
+  """All at once, to compile one program and not three."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("clients",))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  _, init, one_round = rounds_of(name)
   ours = cohorts()
   padded = tuple(pad_clients(cohort, 4) for cohort in cohorts(padding=9))
-  state, expected = train(name, padded)[0], train(name, ours)[0]
+  theirs, data = jax.device_put(padded, split), jax.device_put(DATA, whole)
+  state = init(KEY, data, theirs)
+  state = state._replace(
+    server=jax.device_put(state.server, whole), clients=jax.device_put(state.clients, split)
+  )
+  for r in range(3):
+    state, _ = one_round(jax.random.fold_in(KEY, r), state, data, theirs)
+  for leaf in jax.tree.leaves(state.clients):
+    assert len(leaf.sharding.device_set) == 4
+  state, expected = jax.device_get(state), jax.device_get(train(name, ours)[0])
   chex.assert_trees_all_close(state.server, expected.server, **TOLERANCE)
   assert_same_clients(ours, expected.clients, padded, state.clients, **TOLERANCE)
 
