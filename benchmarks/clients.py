@@ -22,7 +22,6 @@ from benchmarks import steps, timing, workload
 from benchmarks.workload import Case, Form
 from qupeD_jax import account, checks, engine, files, store, streaming, tables
 from qupeD_jax.algorithms.sampling import most, with_sampling
-from qupeD_jax.checks import BadInput
 
 RESIDENT, HOST, DISK = "all on the device", "on the host", "on the disk"
 
@@ -241,18 +240,16 @@ def check(options: Options) -> None:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
-  try:
+
+  def work():
     options = steps.parse(arguments, Options, "python -m benchmarks.clients ")
     check(options)
     with files.on_disk(options.out):
       options.out.mkdir(parents=True, exist_ok=True)
     result = run(options, options.out)
-    print(report(result))
-    print(save(result, options))
-  except BadInput as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  return 0
+    return report(result), save(result, options)
+
+  return steps.carry_out(work)
 
 
 if __name__ == "__main__":

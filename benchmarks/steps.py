@@ -387,11 +387,19 @@ def parse(arguments: Sequence[str], kind: type = Options, command: str = "make b
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
-  try:
+
+  def work():
     options = parse(arguments)
     result = run(options, say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(report(result))
-    print(save(result, options))
+    return report(result), save(result, options)
+
+  return carry_out(work)
+
+
+def carry_out(work: Callable[[], tuple[str, Path]]) -> int:
+  """Prints the report and the path that a benchmark comes to, or why it cannot be done."""
+  try:
+    print(*work(), sep="\n")
   except BadInput as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
