@@ -126,9 +126,8 @@ def run_quietly(folder: str, log: str, **changes) -> None:
 
 def deaf(second: str) -> None:
   """Gets two signals while the main thread runs no code of Python's, as during a long program."""
+  signal.signal(signal.SIGINT, lambda *_: None)  # or it might be heard before the sleep begins
   with stopping.listening():
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    threading.Timer(0.02, os.kill, (os.getpid(), int(second))).start()
-    libc = ctypes.CDLL(None)
-    for _ in range(2):  # a signal cuts a sleep short
-      libc.sleep(60)
+    both = lambda: [signal.raise_signal(number) for number in (signal.SIGTERM, int(second))]
+    threading.Thread(target=both).start()
+    ctypes.CDLL(None).sleep(60)
