@@ -21,11 +21,15 @@ DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 3, 4, 5, 6, 7, 8))
 def main(options: Tuned) -> None:
   """Runs the experiment."""
   tuned = partial(comparison.with_tuned, options)
+  # All codebooks of a job are as wide as its widest, and narrow ones are cheaper.
+  narrow = tuple(bits for bits in options.bits if bits <= 4)
+  wide = tuple(bits for bits in options.bits if bits > 4)
+  widths = [bits for bits in (narrow, wide) if bits]
   jobs = (
     tuned("local", methods.local_training),
-    tuned("local 2 bit", partial(methods.local_quantised, bits=options.bits)),
+    *(tuned("local 2 bit", partial(methods.local_quantised, bits=bits)) for bits in widths),
     tuned("QuPeD 32 bit", partial(methods.quped_quantised, bits=(32,))),
-    tuned("QuPeD 2 bit", partial(methods.quped_quantised, bits=options.bits)),
+    *(tuned("QuPeD 2 bit", partial(methods.quped_quantised, bits=bits)) for bits in widths),
   )
   folder = Path(study.run("cifar10_bits_pareto", options, jobs))
   summary = metrics.read_summary(folder)

@@ -14,8 +14,8 @@ k // 2 zeros on every side of the image:
           fewer window bytes (2.8 for k = 5) for (k+1)^2 / k^2 times the products (1.44), and 2x2
           max-pooling becomes a max within a row. With a stride, neighbours share next to nothing,
           and tiles is im2col.
-  serial  XLA's own convolution again, but client after client, for CPUs (`models/serial.py`); with
-          a stride it is im2col.
+  serial  XLA's own convolution again, but client after client, for CPUs (`models/serial.py`), and
+          with fewer products where that pays (`models/winograd.py`); with a stride it is im2col.
 
 `python -m benchmarks.conv --forms tiles im2col --repeats 3` (2 cores, AMD EPYC, float32, CNN1's
 shapes for 4 clients of 50 images): im2col takes 1.33 times as long as tiles in a scan, 1.37 plain.

@@ -27,30 +27,34 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
 def dense(x: Array, features: int, *, name: str, dtype: jnp.dtype) -> Array:
   """Applies a dense layer inside a compact module: x [B, C] to [B, features] of `dtype`."""
   init = fan_in_uniform(x.shape[-1])
-  product = lambda x, kernel, dimensions, precision: _product(x, kernel)
+  multiply = _multiply_on_cpu if jax.default_backend() == "cpu" else jnp.matmul
+  product = lambda x, kernel, dimensions, precision: multiply(x, kernel)
   return nn.Dense(
     features, dtype=dtype, kernel_init=init, bias_init=init, dot_general=product, name=name
   )(x)
 
 
 @jax.custom_vjp
-def _product(x: Array, kernel: Array) -> Array:
-  """Multiplies [B, C] by [C, D], with the kernel's gradient laid out as the kernel is."""
+def _multiply_on_cpu(x: Array, kernel: Array) -> Array:
+  """Multiplies [B, C] by [C, D], with gradients in forms and an order that suit a CPU.
+
+  Its quick products sum over the last axis on the left, so the kernel's gradient gets x turned
+  around, in memory. It comes last, as the kernel's update must wait until x's gradient is computed.
+  """
   return x @ kernel
 
 
-def _product_forward(x: Array, kernel: Array):
+def _multiply_forward(x: Array, kernel: Array):
   return x @ kernel, (x, kernel)
 
 
-def _product_backward(residuals, g: Array):
+def _multiply_backward(residuals, g: Array):
   x, kernel = residuals
-  over = lambda left, right, axis: jax.lax.dot_general(left, right, (((axis,), (axis,)), ((), ())))
-  # JAX would compute the transpose of the latter, and a CPU would turn it around in memory.
-  return over(g, kernel, 1), over(x, g, 0)
+  turned, grad_x = jax.lax.optimization_barrier((x.T, g @ kernel.T))
+  return grad_x, turned @ g
 
 
-_product.defvjp(_product_forward, _product_backward)
+_multiply_on_cpu.defvjp(_multiply_forward, _multiply_backward)
 
 
 def head(x: Array, num_classes: int) -> Array:

@@ -4,7 +4,8 @@ There XLA's own convolution runs at the speed of a matrix product and lays no wi
 but only where it belongs to one client, since vmap makes a grouped one of it, and only in the order
 of dimensions that its library takes, [B, H, W, C] by [k, k, C, D]. The gradients that JAX derives
 have other orders. XLA mends that outside of loops and not inside, where it falls back to code 10 to
-150 times slower. So vmap is told to loop over clients here, and the gradients are written out.
+150 times slower. So vmap is told to loop over clients here, and the gradients are written out. Wide
+layers of 5x5 kernels take a form with fewer products, `models/winograd.py`.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qupeD_jax.models import winograd
 from qupeD_jax.types import Array, PyTree
 
 
@@ -104,31 +106,46 @@ def _apart(x: Array) -> Array:
   return x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
 
 
-# --- one client
+# --- one client; sums are float32, whatever the dtype
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
-  return _plain(x, kernel, kernel.shape[0])
+  convolve = winograd.convolve if _is_worth_winograd(kernel) else _plain
+  return convolve(*_wide(x, kernel)).astype(x.dtype)
 
 
 def _grad_x(g: Array, kernel: Array) -> Array:
   """Turns the result's gradient into that of the image: a convolution, the kernel flipped."""
-  return _plain(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), kernel.shape[0])
+  return _convolve(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
 def _grad_kernel(x: Array, g: Array, kernel: Array) -> Array:
   """Turns it into that of the kernel: images by gradients, batch and channels exchanged."""
-  size = kernel.shape[0]
-  return _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), size).transpose(1, 2, 0, 3)
+  x, g = _wide(x, g)
+  if _is_worth_winograd(kernel):
+    grad = winograd.grad_kernel(x, g, kernel.shape[0])
+  else:
+    by_channel = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+    grad = _plain(*by_channel, pad=kernel.shape[0] // 2).transpose(1, 2, 0, 3)
+  return grad.astype(kernel.dtype)
 
 
-def _plain(x: Array, kernel: Array, size: int) -> Array:
-  """Convolves with size // 2 zeros on every side; sums are float32, whatever the dtype."""
-  pad = size // 2, size // 2
-  wide = (a.astype(jnp.float32) for a in (x, kernel))
+def _is_worth_winograd(kernel: Array) -> bool:
+  """Tells where fewer products gain more than what is laid out for them costs, as measured."""
+  size, _, channels, features = kernel.shape
+  return size == 5 and min(channels, features) >= 32
+
+
+def _plain(x: Array, kernel: Array, pad: int | None = None) -> Array:
+  """Convolves with `pad` zeros on every side, by default k // 2."""
+  pad = kernel.shape[0] // 2 if pad is None else pad
   numbers = ("NHWC", "HWIO", "NHWC")
-  y = lax.conv_general_dilated(*wide, (1, 1), (pad, pad), dimension_numbers=numbers)
-  return y.astype(x.dtype)
+  edges = ((pad, pad), (pad, pad))
+  return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=numbers)
+
+
+def _wide(*arrays: Array) -> tuple[Array, ...]:
+  return tuple(a.astype(jnp.float32) for a in arrays)
 
 
 # --- all clients
