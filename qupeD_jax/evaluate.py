@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from qupeD_jax import client
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, Scored
+
+_EXAMPLES = 5_000  # in one pass, of as many clients as that allows: memory stays bounded
 
 
 def accuracies(
@@ -24,7 +27,8 @@ def accuracies(
     state: of the federation.
     data, cohorts: the training rows, for algorithms that adapt before they are scored.
     scored_data, scored_cohorts: the rows to score on; the same clients in the same slots.
-    rows_per_step: rows of each client, or of the data set for a shared model, in one pass.
+    rows_per_step: rows of each client, or of the data set for a shared model, in one pass, which
+      takes in so many clients as make it 5,000 rows.
 
   Returns:
     By name ("personal", ...), per cohort: [K] float32, in [0, 1]; 0 for a client without rows.
@@ -46,8 +50,10 @@ def accuracy(scored: Scored, data: Dataset, cohort: Cohort, rows_per_step: int =
     right = _is_right(scored, scored.variables, data, jnp.arange(len(data.y)), rows_per_step)
     hits = right[cohort.index]
   else:
-    hits = jax.vmap(lambda v, rows: _is_right(scored, v, data, rows, rows_per_step))(
-      scored.variables, cohort.index
+    hits = client.map_clients(
+      lambda v, rows: _is_right(scored, v, data, rows, rows_per_step),
+      (scored.variables, cohort.index),
+      max(1, _EXAMPLES // rows_per_step),
     )
   counts = jnp.arange(cohort.index.shape[1]) < cohort.size[:, None]
   return jnp.sum(hits * counts, axis=1) / jnp.maximum(cohort.size, 1)

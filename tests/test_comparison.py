@@ -94,7 +94,9 @@ def test_all_that_is_compared_is_trained(federation):
     assert all(set(name.split()) & bits or "bit" not in name for name in rivals if bits)
 
 
-@pytest.mark.parametrize("group", ["cifar10_cnn1", "mnist_cnn1", "cifar10_cnn3", "fashion_mnist_cnn3"])
+@pytest.mark.parametrize(
+  "group", ["cifar10_cnn1", "mnist_cnn1", "cifar10_cnn3", "fashion_mnist_cnn3"]
+)
 def test_the_file_has_hyperparameters_for_every_method(group):
   values = tuned.read(tuned.FILE)
   for entry in comparison.ENTRIES:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import client, engine, evaluate, quantizers
+from qupeD_jax import client, engine, evaluate, models, quantizers
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.algorithms.sampling import with_sampling
 from qupeD_jax.checks import BadInput
-from qupeD_jax.types import Cohort, FedState, Model, Scored
+from qupeD_jax.types import Cohort, Dataset, FedState, Model, Scored
 from tests import toy
 
 SERVER, MODELS = toy.linear(), (toy.linear(),)
@@ -221,9 +221,11 @@ def constant_model(stacked):
   return Scored(model, {"c": jnp.array([0, 1, 2]) if stacked else jnp.int32(1)}, stacked)
 
 
+@pytest.mark.parametrize("examples", [1, 8, 5_000])
 @pytest.mark.parametrize("rows_per_step", [1, 4, 100])
 @pytest.mark.parametrize("stacked", [True, False])
-def test_accuracy_counts_a_clients_own_true_rows(stacked, rows_per_step):
+def test_accuracy_counts_a_clients_own_true_rows(stacked, rows_per_step, examples, monkeypatch):
+  monkeypatch.setattr(evaluate, "_EXAMPLES", examples)
   index = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 7, 7], [8, 8, 8, 8, 8]], np.int32)
   cohort = Cohort(index, np.array([5, 3, 0], np.int32), np.array([4, 2, -1]), np.zeros(3))
   scored = constant_model(stacked)
@@ -231,6 +233,21 @@ def test_accuracy_counts_a_clients_own_true_rows(stacked, rows_per_step):
   answers = [0, 1, 2] if stacked else [1, 1, 1]
   expected = [np.mean(DATA.y[:5] == answers[0]), np.mean(DATA.y[5:8] == answers[1]), 0.0]
   np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_memory_of_a_score_hardly_grows_with_clients():
+  def temporary(clients):
+    model = models.make("cnn3", 10, (16, 16, 3))
+    variables = model.init(jax.random.key(0))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * clients), variables)
+    data = Dataset(jnp.zeros((100, 16, 16, 3), jnp.uint8), jnp.zeros(100, jnp.int32))
+    of_all = lambda value: np.full(clients, value, np.int32)
+    index = np.zeros((clients, 100), np.int32)
+    cohort = Cohort(index, of_all(100), np.arange(clients), of_all(32))
+    score = lambda variables: evaluate.accuracy(Scored(model, variables, True), data, cohort)
+    return jax.jit(score).lower(stacked).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(300) < 2 * temporary(100)
 
 
 def test_scores_come_in_the_order_of_client_ids():
