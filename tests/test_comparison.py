@@ -363,6 +363,12 @@ def test_ablations(untrained, tmp_path, values):
   assert set(found) == {"centers", "local_steps", "data_10", "data_30", "data_100"}
   assert list(found["centers"]) == ["learned centers", "fixed centers"]
   assert list(found["local_steps"]) == [f"{n} local steps" for n in (5, 10, 20)]
+  for topic, (ours, rival) in {
+    "centers": ("fixed centers", "learned centers"),
+    "data_10": ("QuPeD 2 bit", "local 2 bit"),
+  }.items():
+    comparisons, _ = metrics.read_comparisons(tmp_path / topic)
+    assert {name: list(rivals) for name, rivals in comparisons.items()} == {ours: [rival]}
 
 
 def test_other_local_steps_are_as_many_in_all(federation, values):
