@@ -95,7 +95,8 @@ def looped(task: Task, conv_form: str | None = None) -> Form:
     return total, personal, round_ + 1
 
   return Form(
-    start=lambda: (task.state.server, separate(task.state.clients[0]), task.state.round),
+    # A slice of all is no copy, and what is given is taken over.
+    start=lambda: (task.state.server, separate(_copied(task.state.clients[0])), task.state.round),
     run=_repeat(one_round),
     wait=jax.block_until_ready,
     weights=lambda state: _weights(FedState(state[0], (_together(state[1]),), state[2])),

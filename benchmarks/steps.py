@@ -108,16 +108,16 @@ class Ratio(NamedTuple):
   ratio: timing.Quartiles
 
 
-def run(options: Options, say: Callable = print) -> dict[str, Any]:
-  """Times everything that was asked for.
+def run(options: Options, say: Callable = print) -> Iterator[dict[str, Any]]:
+  """Times everything that was asked for, case by case.
 
   Args:
     options: what to time.
     say: is told what is going on, a line at a time.
 
-  Returns:
-    What is written as JSON: "machine", "options", "peak" (FLOP/s of matrix products by dtype),
-    "rows", "ratios", "peak_bytes".
+  Yields:
+    After each case what is written as JSON, with all cases so far: "machine", "options", "peak"
+    (FLOP/s of matrix products by dtype), "rows", "ratios", "peak_bytes".
   """
   check(options)
   size = _MATRIX["cpu" if _on_cpu() else "accelerator"]
@@ -128,14 +128,14 @@ def run(options: Options, say: Callable = print) -> dict[str, Any]:
     more_rows, more_ratios = time_case(case, options, peak[case.dtype])
     rows += more_rows
     ratios += more_ratios
-  return {
-    "machine": timing.machine(),
-    "options": options,
-    "peak": peak,
-    "rows": rows,
-    "ratios": ratios,
-    "peak_bytes": timing.peak_bytes(),
-  }
+    yield {
+      "machine": timing.machine(),
+      "options": options,
+      "peak": peak,
+      "rows": rows,
+      "ratios": ratios,
+      "peak_bytes": timing.peak_bytes(),
+    }
 
 
 def check(options: Options) -> None:
@@ -390,8 +390,9 @@ def main(arguments: Sequence[str]) -> int:
 
   def work():
     options = parse(arguments)
-    result = run(options, say=lambda line: print(line, file=sys.stderr, flush=True))
-    return report(result), save(result, options)
+    for result in run(options, say=lambda line: print(line, file=sys.stderr, flush=True)):
+      path = save(result, options)  # after each case: nothing is lost if it is cut off
+    return report(result), path
 
   return carry_out(work)
 

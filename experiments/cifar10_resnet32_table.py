@@ -5,7 +5,8 @@ make experiment NAME=cifar10_resnet32_table ARGS="--minutes 9"
 
 As cifar10_resnet20_table, with the larger network: hours on an accelerator, in pieces of any
 length. Not measured yet, but for its first three epochs on two CPU cores (docs/reproduction.md); a
-version for minutes is that of cifar10_resnet20_table, with ResNet-8. To start from a network of full precision, train one and name its file:
+version for minutes is that of cifar10_resnet20_table, with ResNet-8. To start from a network of
+full precision, train one and name its file:
 
 make experiment NAME=cifar10_resnet32_table ARGS="--only 'full precision' --out results/full"
 make experiment NAME=cifar10_resnet32_table

@@ -45,6 +45,14 @@ def test_contenders_agree_on_all_weights_after_a_round(method, make):
   assert_close(after, after_a_round(make(task)))
 
 
+@pytest.mark.parametrize("make", [jax_forms.vmapped, jax_forms.mapped, jax_forms.looped])
+def test_a_contender_starts_anew_with_a_single_client_too(make):
+  task, after = ours(MLP._replace(clients=1), "fedavg")
+  form = make(task)
+  for _ in range(2):
+    assert_close(after, after_a_round(form))
+
+
 @pytest.mark.parametrize("make", [jax_forms.vmapped, jax_forms.mapped])
 def test_forms_of_the_convolution_agree_on_all_weights_after_a_round(make):
   task, after = ours(CNN, "fedavg")
