@@ -47,7 +47,7 @@ def test_contenders_agree_on_all_weights_after_a_round(method, make):
 
 @pytest.mark.parametrize("make", [jax_forms.vmapped, jax_forms.mapped, jax_forms.looped])
 def test_a_contender_starts_anew_with_a_single_client_too(make):
-  task, after = ours(MLP._replace(clients=1), "fedavg")
+  task, after = ours(MLP._replace(clients=1), "quped")
   form = make(task)
   for _ in range(2):
     assert_close(after, after_a_round(form))
