@@ -107,6 +107,24 @@ def test_cnn_equals_its_layers_in_numpy():
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # float32, sums of up to 60 products
 
 
+def test_gradients_of_dense_layers_on_a_cpu_are_those_elsewhere(monkeypatch):
+  """Clients side by side: a CPU has its own form of them."""
+  model, x = models.make("mlp", 7, (4, 4, 1)), images((4, 4, 1))
+  stack = lambda leaf: jnp.stack([leaf, 2 * leaf])
+  stacked = jax.tree.map(stack, initial(model))
+
+  def grads():
+    loss = lambda variables: jnp.sum(jnp.sin(logits_of(model, variables, x)))
+    return str(jax.make_jaxpr(jax.grad(loss))(initial(model))), jax.vmap(jax.grad(loss))(stacked)
+
+  traced, on_cpu = grads()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  traced_elsewhere, elsewhere = grads()
+  assert "optimization_barrier" in traced
+  assert "optimization_barrier" not in traced_elsewhere
+  chex.assert_trees_all_close(on_cpu, elsewhere, rtol=1e-5, atol=1e-5)
+
+
 def test_default_normalisation_is_to_the_unit_interval():
   model = models.make("mlp", 3, (2, 2, 1), widths=())
   params = {"head": {"kernel": jnp.eye(4, 3), "bias": jnp.zeros(3)}}
