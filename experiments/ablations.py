@@ -45,7 +45,7 @@ from experiments.common import methods, study
 from experiments.common.comparison import Tuned, with_tuned
 from experiments.common.jobs import changed, with_values
 from experiments.common.options import PAPER_CIFAR10
-from qupeD_jax import checks, metrics
+from qupeD_jax import checks
 
 QUPED = partial(methods.quped_quantised, bits=(2,))
 LOCAL = partial(methods.local_quantised, bits=(2,))
@@ -123,14 +123,9 @@ def main(options: Options) -> None:
   chosen = options.topics or (*TOPICS, "data")
   for topic in (topic for topic in TOPICS if topic in chosen):
     own = dataclasses.replace(options, out=str(folder / topic))
-    _compare_with_first(study.run("ablations", own, TOPICS[topic](options)))
+    study.run("ablations", own, TOPICS[topic](options), comparisons=study.with_first)
   if "data" in chosen:
     data(options, folder)
-
-
-def _compare_with_first(folder: Path) -> None:
-  first, *others = metrics.read_summary(folder)
-  metrics.write_comparisons(folder, {other: (first,) for other in others})
 
 
 def data(options: Options, folder: Path) -> None:
@@ -139,4 +134,4 @@ def data(options: Options, folder: Path) -> None:
   for share in SHARES:
     out = str(folder / f"data_{share:.0%}".rstrip("%"))
     own = dataclasses.replace(options, train_share=share * options.train_share, out=out)
-    study.run("ablations", own, jobs, comparisons={"QuPeD 2 bit": ("local 2 bit",)})
+    study.run("ablations", own, jobs, comparisons=study.with_first)

@@ -47,7 +47,8 @@ def main(options: Tuned) -> None:
     *(tuned("QuPeD 2 bit", partial(methods.quped_quantised, bits=bits)) for bits in widths),
   )
   alone = {32: "local"} | {bits: f"local {bits} bit" for bits in options.bits}
-  comparisons = {f"QuPeD {bits} bit": (local,) for bits, local in alone.items()}
+  pairs = {f"QuPeD {bits} bit": (local,) for bits, local in alone.items()}
+  comparisons = partial(study.among, pairs)
   folder = Path(study.run("cifar10_bits_pareto", options, jobs, comparisons=comparisons))
   summary = metrics.read_summary(folder)
   points = [page.point(method, entry, summary) for method, entry in summary.items()]

@@ -123,10 +123,11 @@ def run(name: str, options: Comparison) -> None:
   """Trains all methods, each with its tuned hyperparameters, and compares them."""
   jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
   folder = Path(options.out or Path("results") / name)
+  compared = partial(study.among, COMPARISONS)
   for count in options.classes_per_client:
     out = folder / f"{count}_classes" if len(options.classes_per_client) > 1 else folder
     table = dataclasses.replace(options, classes_per_client=count, out=str(out))
-    study.run(name, table, jobs, comparisons=COMPARISONS, taken=options.parts)
+    study.run(name, table, jobs, comparisons=compared, taken=options.parts)
 
 
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:

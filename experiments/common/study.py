@@ -39,7 +39,7 @@ def run(
   options: Federated,
   make_jobs: Sequence[MakeJob],
   *,
-  comparisons: Mapping[str, Sequence[str]] | None = None,
+  comparisons: Callable[[Sequence[str]], Mapping[str, Sequence[str]]] = lambda methods: {},
   taken: Sequence[str] = (),
   pictured: str | None = None,
   keep_going: bool = False,
@@ -52,8 +52,8 @@ def run(
     name: of the experiment; names its results folder.
     options: of the experiment.
     make_jobs: one per job, (options, federation) -> Job.
-    comparisons: method -> its rivals, to be compared with it client by client; those that are not
-      trained here are passed over.
+    comparisons: from the methods that were trained, in order, to method -> its rivals, with
+      whom it is compared client by client: `with_first`, or `among` told of what.
     taken: results folders of the same experiment; jobs found there are not trained again.
     pictured: the method whose weights and centers are drawn; by default the first quantised one of
       the last job with codebooks.
@@ -88,7 +88,7 @@ def run(
       report.clients(held_classes(federation), folder / "clients.png")
       saves = results.saves(options, asked, say)
       summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going)
-      if pairs := among(comparisons or {}, summary):
+      if pairs := comparisons([*summary]):
         metrics.write_comparisons(folder, pairs)
       draw(folder)
       results.end(folder)
@@ -255,13 +255,18 @@ def surviving(
 def among(
   comparisons: Mapping[str, Sequence[str]], methods: Container[str]
 ) -> dict[str, list[str]]:
-  """Returns the comparisons between methods that there are."""
+  """Returns those of the comparisons whose methods there are."""
   pairs = {
     ours: [rival for rival in rivals if rival in methods]
     for ours, rivals in comparisons.items()
     if ours in methods
   }
   return {ours: rivals for ours, rivals in pairs.items() if rivals}
+
+
+def with_first(methods: Sequence[str]) -> dict[str, list[str]]:
+  """Returns the comparisons of every method with the first."""
+  return {method: [methods[0]] for method in methods[1:]}
 
 
 def describe(options: Federated, federation: Federation) -> str:
