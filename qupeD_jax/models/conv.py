@@ -19,8 +19,8 @@ k // 2 zeros on every side of the image:
 
 `python -m benchmarks.conv --forms tiles im2col --repeats 3` (2 cores, AMD EPYC, float32, CNN1's
 shapes for 4 clients of 50 images): im2col takes 1.33 times as long as tiles in a scan, 1.37 plain.
-`--forms serial tiles --repeats 3`, there too: tiles takes 1.77 times as long as serial in a scan, 1.75
-plain.
+`--forms serial tiles --repeats 3`, there too: tiles takes 1.77 times as long as serial in a scan,
+1.75 plain.
 """
 
 import math
