@@ -7,38 +7,46 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.workload import Cost, Form, Task, algorithm
-from qupeD_jax import engine
+from benchmarks.workload import Cost, Form, Task, algorithm, round_key
+from qupeD_jax import engine, parallel
 from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
 
 MOST_ROUNDS = 64  # that one call of `run` may ask for
 
 
-def vmapped(task: Task, conv_form: str | None = None) -> Form:
+def vmapped(task: Task, conv_form: str | None = None, *, spread: bool = False) -> Form:
   """Trains all clients side by side, rounds looped on the device, as `engine.run` has it.
 
   Args:
     task: what is computed.
     conv_form: one of conv.FORMS; None, the fastest, is ours.
+    spread: the clients lie on several devices, as many as there are that divide their number.
   """
-  algo = algorithm(task.case, task.method, conv_form)
-
-  def chunk(key, state, data, cohort, num_rounds):
-    return engine.simulate(algo, key, state, data, (cohort,), num_rounds, MOST_ROUNDS)[0]
-
-  one_run = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)  # the engine's axis of runs
-  keys, cohorts, first = one_run((task.key, task.cohort, task.state))
-  over_runs = jax.vmap(chunk, (0, 0, None, 0, None))
-  program = _compile(over_runs, keys, first, task.data, cohorts, jnp.int32(0), donate=1)
+  clients = task.case.clients
+  mesh = parallel.make_mesh(_dividing(clients) if spread else 1)
+  algo = algorithm(task.case, task.method, conv_form, mesh and parallel.AXIS)
+  of_one_run = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+  keys, cohorts, first = map(of_one_run, (task.key, (task.cohort,), task.state))
+  data, cohorts = parallel.spread(task.data, cohorts, mesh)
+  first, keys = parallel.place(first, mesh), parallel.place(keys, mesh)
+  runs = engine.Runs(keys, cohorts)
+  program = engine.compile_chunk(lambda _: algo, MOST_ROUNDS, runs, first, data, mesh)
+  devices = mesh.size if mesh else 1
   return Form(
     start=lambda: _copied(first),
-    run=lambda state, rounds: program(keys, state, task.data, cohorts, jnp.int32(rounds)),
+    run=lambda state, rounds: program(runs, state, data, np.int32(rounds))[0],
     wait=jax.block_until_ready,
     weights=lambda state: _weights(jax.tree.map(lambda leaf: leaf[0], state)),
     conv=conv_form or "ours",
-    cost=_cost(program, copies=1, clients=task.case.clients),
+    cost=_cost(program, copies=devices, clients=clients // devices),
   )
+
+
+def _dividing(clients: int) -> int:
+  """Returns the most devices that get equally many clients each."""
+  return max(n for n in range(1, jax.local_device_count() + 1) if clients % n == 0)
 
 
 def mapped(task: Task, conv_form: str | None = None) -> Form:
@@ -54,7 +62,7 @@ def mapped(task: Task, conv_form: str | None = None) -> Form:
     personal = jax.tree.map(lambda leaf: leaf[:, 0], personal)
     return FedState(server, (personal,), state.round + 1)
 
-  program = _compile(one_round, task.key, task.state, task.data, task.cohort, donate=1)
+  program = engine.compile_ahead(one_round, task.key, task.state, task.data, task.cohort, donate=1)
   return Form(
     start=lambda: _copied(task.state),
     run=_repeat(lambda state: program(task.key, state, task.data, task.cohort)),
@@ -84,7 +92,7 @@ def looped(task: Task, conv_form: str | None = None) -> Form:
   zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, task.state.server))
   shared = task.key, task.state.server, task.state.round, task.data
   first = separate(task.state.clients[0])[0]
-  program = _compile(train, zeros(), *shared, cohorts[0], first, donate=(0, 6))
+  program = engine.compile_ahead(train, zeros(), *shared, cohorts[0], first, donate=(0, 6))
 
   def one_round(state):
     server, personal, round_ = state
@@ -115,8 +123,8 @@ def _one_client(task: Task, conv_form: str | None) -> Callable:
   def run(
     key: Array, server: PyTree, round_: Array, data: Dataset, cohort: Cohort, personal: PyTree
   ) -> tuple[PyTree, PyTree]:
-    key = jax.random.fold_in(key, round_)
-    after, _ = algo.round(key, FedState(server, (personal,), round_), data, (cohort,))
+    state = FedState(server, (personal,), round_)
+    after, _ = algo.round(round_key(key, round_), state, data, (cohort,))
     return after.server, after.clients[0]
 
   return run
@@ -147,13 +155,6 @@ def _repeat(one_round: Callable) -> Callable:
     return state
 
   return run
-
-
-def _compile(fn: Callable, *arguments, donate: int | tuple[int, ...]):
-  """Compiles a program of any form as the engine compiles its own."""
-  on_cpu = jax.default_backend() == "cpu"
-  effort = {"xla_backend_optimization_level": 1} if on_cpu else {}
-  return jax.jit(fn, donate_argnums=donate).lower(*arguments).compile(compiler_options=effort)
 
 
 def _cost(program, *, copies: int, clients: int) -> Cost:

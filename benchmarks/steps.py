@@ -14,21 +14,23 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import tyro
 
 from benchmarks import jax_forms, timing, torch_forms, workload
 from benchmarks.workload import Case, Form, Task
-from qupeD_jax import checks, files, tables
+from qupeD_jax import checks, files, parallel, tables
 from qupeD_jax.checks import BadInput
 
-OURS, LAX, MAPPED, LOOPED = "ours", "vmap of lax.conv", "lax.map over clients", "loop over jitted"
+OURS, ALONE, LAX = "ours", "ours, one device", "vmap of lax.conv"
+MAPPED, LOOPED = "lax.map over clients", "loop over jitted"
 TORCH_LOOP, TORCH_VMAP = "PyTorch loop", "torch.func.vmap"
-FORMS = (OURS, LAX, MAPPED, LOOPED, TORCH_LOOP, TORCH_VMAP)
+FORMS = (OURS, ALONE, LAX, MAPPED, LOOPED, TORCH_LOOP, TORCH_VMAP)
 _MATRIX = {"cpu": 2048, "accelerator": 8192}  # size of the products that show the peak
-_FLAGS = dict(zip(("ours", "lax", "map", "loop", "torch", "torch-vmap"), FORMS, strict=True))
+Flag = Literal["ours", "alone", "lax", "map", "loop", "torch", "torch-vmap"]
+_FLAGS = dict(zip(get_args(Flag), FORMS, strict=True))
 
 
 class Setting(NamedTuple):
@@ -59,7 +61,7 @@ class Options:
   """Networks."""
   methods: tuple[Literal["fedavg", "quped", "simultaneous"], ...] = workload.METHODS
   """FedAvg, QuPeD at 2 bits, and QuPeD with all gradients of a step taken at once."""
-  forms: tuple[Literal["ours", "lax", "map", "loop", "torch", "torch-vmap"], ...] = tuple(_FLAGS)
+  forms: tuple[Flag, ...] = get_args(Flag)
   """Contenders."""
   clients: tuple[int, ...] = ()
   """Numbers of clients."""
@@ -197,6 +199,8 @@ def unavailable(case: Case, method: str, form: str, slow: bool) -> str | None:
       return "PyTorch is not installed"
     if not torch_forms.can_see_device():
       return "this PyTorch does not run on the device"
+  if form == ALONE and (not _on_cpu() or case.clients == 1):
+    return "ours is on one device"
   if form == LAX and case.model == "mlp":
     return "without a convolution it is ours"
   if form == LAX and _on_cpu() and not slow:
@@ -221,7 +225,9 @@ def _make(task: Task, form: str) -> Form:
   # where it is slow in a loop, these contenders get ours.
   alone = None if _on_cpu() or task.case.model == "mlp" else "lax"
   makers = {
-    OURS: jax_forms.vmapped,
+    # As experiments have it by default: of a CPU a device for each core.
+    OURS: lambda task: jax_forms.vmapped(task, spread=_on_cpu()),
+    ALONE: jax_forms.vmapped,
     LAX: lambda task: jax_forms.vmapped(task, "lax"),
     MAPPED: lambda task: jax_forms.mapped(task, alone),
     LOOPED: lambda task: jax_forms.looped(task, alone),
@@ -390,6 +396,7 @@ def main(arguments: Sequence[str]) -> int:
 
   def work():
     options = parse(arguments)
+    parallel.split_processor(parallel.cores())
     for result in run(options, say=lambda line: print(line, file=sys.stderr, flush=True)):
       path = save(result, options)  # after each case: nothing is lost if it is cut off
     return report(result), path

@@ -1,7 +1,6 @@
 """Timings of contenders that take turns, and what the machine they run on can do at most."""
 
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from benchmarks import torch_forms
 from benchmarks.jax_forms import MOST_ROUNDS
 from benchmarks.workload import Form
+from qupeD_jax import parallel
 
 _AT_LEAST = 0.05  # seconds of one timing: short rounds are timed several at a time
 _PAUSE = 0.01  # seconds in which threads of the library that ran before stop spinning
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
     "backend": jax.default_backend(),
     "device": device.device_kind,
     "processor": _processor(),
-    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "cores": parallel.cores(),
     "python": platform.python_version(),
     "jax": jax.__version__,
     "torch": torch_forms.version(),

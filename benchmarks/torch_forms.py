@@ -6,7 +6,6 @@ of the first one, which are drawn beforehand: to draw them costs PyTorch nothing
 
 import copy
 import importlib.util
-import os
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.workload import RATE, Form, Task, first_rows
+from qupeD_jax import parallel
 from qupeD_jax.types import PyTree
 
 if importlib.util.find_spec("torch"):
@@ -127,7 +127,7 @@ def _form(start: Callable, one_round: Callable, device: str, tensors: Callable) 
 def _fastest_threads(start: Callable, one_round: Callable) -> int:
   """Chooses between one thread and one per core: small tensors, or busy cores, ask for one."""
   seconds = {}
-  for threads in (1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2):
+  for threads in (1, parallel.cores()):
     torch.set_num_threads(threads)
     state = one_round(start())
     begin = time.perf_counter()

@@ -1,5 +1,6 @@
 """What every contender of the benchmark computes: a case, its data, its network, its algorithm."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import client, models, quantizers
+from qupeD_jax import aggregate, client, models, quantizers
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.models.flops import forward_flops
@@ -49,7 +50,7 @@ class Task(NamedTuple):
   data: Dataset
   cohort: Cohort
   state: FedState
-  key: Array
+  key: Array  # of the run
 
 
 class Form(NamedTuple):
@@ -94,10 +95,19 @@ def network(case: Case, conv_form: str | None = None) -> Model:
   return models.make(case.model, CLASSES, case.image, dtype=case.dtype, conv_form=conv_form)
 
 
-def algorithm(case: Case, method: str, conv_form: str | None = None) -> Algorithm:
-  """Builds the algorithm that a case is timed with; in QuPeD every model is of one architecture."""
+def algorithm(
+  case: Case, method: str, conv_form: str | None = None, axis: str | None = None
+) -> Algorithm:
+  """Builds the algorithm that a case is timed with; in QuPeD every model is of one architecture.
+
+  Args:
+    case, method: what is computed.
+    conv_form: one of conv.FORMS; None is ours.
+    axis: of the devices that share the clients, if there are several.
+  """
   model = network(case, conv_form)
   local = {"local_steps": case.local_steps, "batch_size": case.batch_size}
+  local["aggregate"] = functools.partial(aggregate.mean(), axis=axis)
   if method == "fedavg":
     return fedavg(model, rate=RATE, **local)
   quantizer = quantizers.learned_codebook(max_bits=BITS)
@@ -113,12 +123,17 @@ def make_task(case: Case, method: str, data: Dataset, cohort: Cohort) -> Task:
   return Task(case, method, data, cohort, init(key, data, (cohort,)), key)
 
 
+def round_key(key: Array, round_: Array | int) -> Array:
+  """Returns the key of a round, made of that of the run as the engine makes it."""
+  return jax.random.fold_in(jax.random.fold_in(key, 1), round_)
+
+
 def first_rows(task: Task) -> np.ndarray:
   """Returns the rows that the clients draw in their first round: [K, tau, B] int32."""
   case, cohort = task.case, task.cohort
 
   def draw(client_id, index, size):
-    key = jax.random.fold_in(jax.random.fold_in(task.key, 0), client_id)
+    key = jax.random.fold_in(round_key(task.key, 0), client_id)
     return client.draw_rows(key, index, size, case.local_steps, case.batch_size)[0]
 
   return np.asarray(jax.jit(jax.vmap(draw))(cohort.client, cohort.index, cohort.size))

@@ -48,6 +48,14 @@ class Batch(NamedTuple):
   mask: Array  # [B] float32, 1 for an example that counts
 
 
+class Pass(NamedTuple):
+  """What one pass through a model gives, forward and backward."""
+
+  value: Array  # [], the loss
+  stats: PyTree  # running statistics after it
+  grads: PyTree  # of the loss in the parameters
+
+
 def value_at(rate: Array | float | Callable, step: Array) -> Array | float:
   """Reads a rate that may be an optax schedule at a step."""
   return rate(step) if callable(rate) else rate
@@ -293,6 +301,7 @@ def proximal_step(
   quantised_loss_fn: Callable | None = None,
   straight_through: Array | float = 0.0,
   simultaneous: bool = False,
+  passes: dict[str, Pass] | None = None,
 ) -> tuple[Personal, Array]:
   """Takes one step of Algorithm 1 (QuPeD, section 3): first x, then c at the new x.
 
@@ -315,6 +324,8 @@ def proximal_step(
     quantised_loss_fn: the smooth loss at Q_c(x), if it is another one than at x.
     straight_through: s in [0, 1]; 0 is the paper's step.
     simultaneous: move c at the old x too, where x's gradient has passed through Q_c(x) already.
+    passes: through the models before the step, by the names of `trained_points`, where the caller
+      has made them already; None makes them here.
 
   Returns:
     The personal model after the step, and the smooth objective before it.
@@ -324,45 +335,44 @@ def proximal_step(
   params, stats = variables["params"], variables["stats"]
   loss_fns = {"x": loss_fn, "q": quantised_loss_fn or loss_fn}
 
+  points = trained_points(params, codebooks, quantizer, step)
+  if passes is None:
+    passes = {name: _pass(loss_fns[name], point, stats) for name, (_, point) in points.items()}
+  project = lambda p: quantizer.project(p, codebooks, step)
   value, new_stats, grads, at_q = _smooth_gradient(
-    personal, loss_fns, step, quantizer, straight_through
+    params, codebooks, project, points, passes, straight_through
   )
   direction, moments = optimizer.update(grads, moments, params)
   moved = quantizer.prox(tree.descend(params, direction, eta), codebooks, eta * pull)
   if codebooks:
     eta, here = value_at(rates.centers, step), params if simultaneous else moved
     if quantizer.learned and not simultaneous:
-      quantised = quantizer.project(here, codebooks, step)
-      _, new_stats, at_q = _gradient(loss_fns["q"], quantised, stats)
+      _, new_stats, at_q = _pass(loss_fns["q"], project(here), stats)
     at_q = at_q if quantizer.learned else None
     codebooks = quantizer.update(codebooks, here, at_q, eta, eta * pull)
   return Personal({"params": moved, "stats": new_stats}, codebooks, moments), value
 
 
 def _smooth_gradient(
-  personal: Personal,
-  loss_fns: dict[str, Callable],
-  step: Array,
-  quantizer: Quantizer,
+  params: PyTree,
+  codebooks: dict[str, Array],
+  project: Callable,
+  points: dict[str, tuple[Array | float, PyTree]],
+  passes: dict[str, Pass],
   straight_through: Array | float,
 ) -> tuple[Array, PyTree, PyTree, PyTree | None]:
   """Returns the smooth objective, the stats of its pass (at Q, if there is one), and two gradients.
 
   The first is that in x, the second that in Q_c(x), if f is taken there.
   """
-  variables, codebooks, _ = personal
-  params, stats = variables["params"], variables["stats"]
-  points = trained_points(params, codebooks, quantizer, step)
-  if "x" in points:
-    value, new_stats, grads = _gradient(loss_fns["x"], params, stats)
   if "q" not in points:
-    return value, new_stats, grads, None
-  weight, quantised = points["q"]
-  value_at_q, new_stats, at_q = _gradient(loss_fns["q"], quantised, stats)
-  project = lambda p: quantizer.project(p, codebooks, step)
+    return *passes["x"], None
+  weight, _ = points["q"]
+  value_at_q, new_stats, at_q = passes["q"]
   (pulled_back,) = jax.vjp(project, params)[1](at_q)
   if "x" not in points:
     return value_at_q, new_stats, pulled_back, at_q
+  value, _, grads = passes["x"]
   if not (checks.concrete(straight_through) and straight_through == 0):
     # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
     grads = _mix(grads, at_q, weight * straight_through, codebooks)
@@ -370,11 +380,10 @@ def _smooth_gradient(
   return value + weight * value_at_q, new_stats, grads, at_q
 
 
-def _gradient(loss_fn: Callable, params: PyTree, stats: PyTree) -> tuple[Array, PyTree, PyTree]:
-  """Returns a loss, the stats of its pass and its gradient in the parameters."""
+def _pass(loss_fn: Callable, params: PyTree, stats: PyTree) -> Pass:
   at = lambda p: loss_fn({"params": p, "stats": stats})
   (value, new_stats), grads = jax.value_and_grad(at, has_aux=True)(params)
-  return value, new_stats, grads
+  return Pass(value, new_stats, grads)
 
 
 def _mix(at_x: PyTree, at_q: PyTree, share: Array, codebooks: dict[str, Array]) -> PyTree:
@@ -384,35 +393,60 @@ def _mix(at_x: PyTree, at_q: PyTree, share: Array, codebooks: dict[str, Array]) 
   return quantize.replace(at_x, mixed)
 
 
-def personal_loss(
-  model: Model,
+def personal_loss(model: Model, batch: Batch, *distilled) -> Callable:
+  """Returns variables -> (`batch_loss` [], stats) of a model on a batch, in training mode.
+
+  Args:
+    model: the client's architecture.
+    batch: B examples.
+    distilled: what `batch_loss` takes beside the logits and the batch.
+  """
+
+  def loss_fn(variables):
+    logits, stats = model.apply(variables, batch.x, True)
+    return batch_loss(logits, batch, *distilled), stats
+
+  return loss_fn
+
+
+def batch_loss(
+  logits: Array,
   batch: Batch,
   teacher_logits: Array | None = None,
   lambda_p: Array | float = 0.0,
   temperature: Array | float = 1.0,
   classes: Array | None = None,
-) -> Callable:
-  """Returns variables -> ((1 - p) f + p KD [], stats) of a model on a batch, in training mode.
+) -> Array:
+  """Returns (1 - p) f + p KD of a model's logits, [] float32.
 
   Args:
-    model: the client's architecture.
+    logits: [B, classes] float32.
     batch: B examples.
     teacher_logits: [B, classes] float32 of the global model; None for f alone.
     lambda_p: p in [0, 1).
     temperature: T > 0.
     classes: [classes] bool, those that are distilled; None for all.
   """
+  loss = losses.cross_entropy(logits, batch.y, batch.mask)
+  if teacher_logits is None:
+    return loss
+  pair = losses.restrict(logits, classes), losses.restrict(teacher_logits, classes)
+  teaching = losses.distillation(*pair, temperature, batch.mask)
+  return (1 - lambda_p) * loss + lambda_p * teaching
 
-  def loss_fn(variables):
-    logits, stats = model.apply(variables, batch.x, True)
-    loss = losses.cross_entropy(logits, batch.y, batch.mask)
-    if teacher_logits is None:
-      return loss, stats
-    pair = losses.restrict(logits, classes), losses.restrict(teacher_logits, classes)
-    teaching = losses.distillation(*pair, temperature, batch.mask)
-    return (1 - lambda_p) * loss + lambda_p * teaching, stats
 
-  return loss_fn
+def forward(model: Model, variables: PyTree, batch: Batch) -> tuple[Array, Callable, PyTree]:
+  """Runs a model on a batch in training mode, once for all losses that its logits enter.
+
+  Returns:
+    Logits [B, classes] float32; what turns a gradient in them into one in the parameters; stats.
+  """
+
+  def of_params(params):
+    return model.apply({**variables, "params": params}, batch.x, True)
+
+  logits, backward, stats = jax.vjp(of_params, variables["params"], has_aux=True)
+  return logits, lambda gradient: backward(gradient)[0], stats
 
 
 def held_classes(

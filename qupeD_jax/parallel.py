@@ -8,6 +8,8 @@ an aggregate, the few numbers that a sample of clients is drawn by, and what a r
 Everything here has a leading axis of R runs, as the engine has it.
 """
 
+import contextlib
+import os
 from collections.abc import Callable
 
 import jax
@@ -32,13 +34,53 @@ _CUT = {
 }
 STATE, REPORT = _CUT[FedState], _WHOLE  # what `over_devices` hands out
 
+# A processor's devices meet in sums as soon as each is ready. XLA ends a process in which one has
+# to wait for 40 seconds: no longer than a round of large networks, or a laptop's sleep, may take.
+_PATIENCE = {
+  "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 3_600,
+  "--xla_cpu_collective_call_terminate_timeout_seconds": 86_400,
+}
 
-def make_mesh(devices_per_process: int) -> Mesh | None:
+
+def cores() -> int:
+  """Counts the processor's cores that this process may use."""
+  counted = hasattr(os, "sched_getaffinity")
+  return len(os.sched_getaffinity(0)) if counted else os.cpu_count() or 1
+
+
+def split_processor(count: int) -> None:
+  """Lets the processor pass for so many devices; too late once jax has been asked for its devices.
+
+  XLA gives a single device's program several cores only within large operations. Clients that are
+  spread over one device a core keep all of them at work. A number that XLA_FLAGS has stays.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "xla_force_host_platform_device_count" not in flags:
+    with contextlib.suppress(RuntimeError):
+      jax.config.update("jax_num_cpu_devices", count)
+  missing = [f"{name}={seconds}" for name, seconds in _PATIENCE.items() if name not in flags]
+  os.environ["XLA_FLAGS"] = " ".join([*missing, flags]).strip()
+
+
+def fewest(num_clients: int, most: int) -> int:
+  """Returns how many of at most `most` devices are needed, for none to have more clients than then.
+
+  >>> fewest(20, most=16), fewest(1, most=16)
+  (10, 1)
+  """
+  return min(range(1, most + 1), key=lambda count: -(-num_clients // count))
+
+
+def make_mesh(devices_per_process: int | None) -> Mesh | None:
   """Makes a mesh of so many devices of every process; None where that is one device in all.
+
+  Args:
+    devices_per_process: None for one.
 
   Raises:
     BadInput: a process has fewer.
   """
+  devices_per_process = 1 if devices_per_process is None else devices_per_process
   here = jax.local_device_count()
   allowed = f"1 to {here}, the devices of a process"
   checks.require(1 <= devices_per_process <= here, "--devices", devices_per_process, allowed)

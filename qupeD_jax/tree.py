@@ -30,10 +30,11 @@ def weighted_mean(
   Returns:
     The mean, leaves [...], in the dtypes of `default`.
   """
-  total = over(axis, sum(jnp.sum(w) for w in weights))
-  scale = 1.0 / jnp.where(total > 0, total, 1.0)
-  sums = [weighted_sum(tree, w * scale) for tree, w in zip(trees, weights, strict=True)]
-  mean = over(axis, jax.tree.map(lambda *leaves: sum(leaves), *sums))
+  total = sum(jnp.sum(w) for w in weights)
+  sums = jax.tree.map(lambda *leaves: sum(leaves), *map(weighted_sum, trees, weights))
+  # Both in one message: what devices wait for is each other, more than the bytes.
+  total, sums = over(axis, (total, sums))
+  mean = jax.tree.map(lambda leaf: leaf / jnp.where(total > 0, total, 1.0), sums)
   return jax.tree.map(lambda m, d: jnp.where(total > 0, m, d).astype(d.dtype), mean, default)
 
 

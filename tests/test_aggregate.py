@@ -103,13 +103,12 @@ def test_numpy_finds_the_same_of_those_who_sent_something(name, extra):
 def plain_mean(sent, weights, before):
   """The mean as it is without a thought of faults."""
   total = sum(jnp.sum(w) for w in weights)
-  scale = 1.0 / jnp.where(total > 0, total, 1.0)
-  scaled = [w * scale for w in weights]
   sums = [
     jax.tree.map(lambda leaf, w=w: jnp.tensordot(w, leaf, axes=1), u)
-    for u, w in zip(sent, scaled, strict=True)
+    for u, w in zip(sent, weights, strict=True)
   ]
-  mean = jax.tree.map(lambda *leaves: sum(leaves), *sums)
+  divide = lambda *leaves: sum(leaves) / jnp.where(total > 0, total, 1.0)
+  mean = jax.tree.map(divide, *sums)
   return jax.tree.map(lambda m, b: jnp.where(total > 0, m, b).astype(b.dtype), mean, before)
 
 

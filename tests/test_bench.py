@@ -38,8 +38,11 @@ def ours(case, method):
   return task, after_a_round(jax_forms.vmapped(task))
 
 
+SPREAD = functools.partial(jax_forms.vmapped, spread=True)
+
+
 @pytest.mark.parametrize("method", workload.METHODS)
-@pytest.mark.parametrize("make", [jax_forms.mapped, jax_forms.looped])
+@pytest.mark.parametrize("make", [SPREAD, jax_forms.mapped, jax_forms.looped])
 def test_contenders_agree_on_all_weights_after_a_round(method, make):
   task, after = ours(MLP, method)
   assert_close(after, after_a_round(make(task)))

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.common import cli, hosts
 from experiments.common.options import Options
-from qupeD_jax import metrics
+from qupeD_jax import metrics, parallel
 from qupeD_jax.checks import BadInput
 from tests.federates import OPTIONS
 
@@ -109,6 +109,30 @@ def test_what_says_not_where_processes_meet_is_refused(given, line):
   with pytest.raises(BadInput) as refused:
     hosts.check(Options(**given))
   assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+  ("given", "devices"),
+  [
+    ({}, 8),
+    ({"clients": 5}, 5),
+    ({"clients": 20, "models": ("mlp", "mlp2")}, 5),  # ten a network, two on each device
+    ({"clients": 1}, 1),
+    ({"participation": 0.5}, 1),
+    ({"store": "host", "participation": 0.5}, 1),
+    ({"coordinator": "h:1", "processes": 2, "process": 0}, 1),
+    ({"models": ()}, 8),  # refused later, with a line of its own
+  ],
+)
+def test_clients_share_the_cores_where_that_is_faster(given, devices, monkeypatch):
+  monkeypatch.setattr(parallel, "cores", lambda: 8)
+  assert hosts.usual_devices(Options(**{"clients": 24, **given})) == devices
+
+
+@pytest.mark.parametrize(("given", "devices"), [({}, 3), ({"devices": 2}, 2), ({"clients": 1}, 1)])
+def test_a_run_knows_its_number_of_devices(given, devices, monkeypatch):
+  monkeypatch.setattr(parallel, "cores", lambda: 3)
+  assert hosts.join(Options(**given)).devices == devices
 
 
 def test_an_abort_is_put_into_one_line(monkeypatch, capfd):

@@ -2,7 +2,10 @@
 
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 
 import chex
 import jax
@@ -154,3 +157,23 @@ def test_one_device_needs_no_mesh():
   assert parallel.make_mesh(1) is None
   assert parallel.slots(5, None) == 5
   assert parallel.slots(5, mesh()) == 8
+
+
+@pytest.mark.parametrize(
+  ("flags", "found"), [("", 3), ("--xla_force_host_platform_device_count=2", 2)]
+)
+def test_a_processor_passes_for_several_devices_that_are_patient(flags, found):
+  """As many as asked for, unless XLA_FLAGS say otherwise; those flags are kept."""
+  code = """
+import os, jax
+from qupeD_jax import parallel
+for _ in range(2):
+  parallel.split_processor(3)
+print(jax.device_count(), os.environ["XLA_FLAGS"])
+"""
+  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", code]
+  printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+  count, *left = printed.stdout.split()
+  patience = [f"{name}={seconds}" for name, seconds in parallel._PATIENCE.items()]
+  assert (int(count), left) == (found, [*patience, *flags.split()])

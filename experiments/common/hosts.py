@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from experiments.common.errors import Lost
 from experiments.common.options import Federated
-from qupeD_jax import checks
+from qupeD_jax import checks, parallel
 from qupeD_jax.checks import BadInput
 
 AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
@@ -37,7 +37,8 @@ _FLAG = "--coordinator"
 
 def check(options: Federated) -> None:
   """Raises BadInput unless the options say where the processes meet and how many there are."""
-  checks.at_least("--devices", options.devices, 1)
+  if options.devices is not None:
+    checks.at_least("--devices", options.devices, 1)
   if options.coordinator in (None, AUTO):
     for name in ("processes", "process"):
       value = getattr(options, name)
@@ -64,7 +65,7 @@ def run(name: str, main: Callable[[Federated], None], options: Federated) -> Non
     BadInput: the options do not fit, or the others cannot be reached.
     Lost: another process is gone.
   """
-  join(options)
+  options = join(options)
   if options.coordinator is None:
     return main(options)
   options = dataclasses.replace(options, processes=jax.process_count())
@@ -85,20 +86,39 @@ def run(name: str, main: Callable[[Federated], None], options: Federated) -> Non
     raise Lost(f"{LOST} ({str(error).splitlines()[0]})") from error
 
 
-def join(options: Federated) -> None:
+def join(options: Federated) -> Federated:
   """Joins the other processes, before anything touches a device.
+
+  Returns:
+    The options, with the number of devices where it was not given.
 
   Raises:
     BadInput: the options do not fit, or the others cannot be reached.
   """
   check(options)
-  if options.devices > 1:
-    # Without an accelerator the processor passes for as many devices; too late is for make_mesh.
-    with contextlib.suppress(RuntimeError):
-      jax.config.update("jax_num_cpu_devices", options.devices)
-  if options.coordinator is None:
-    return
-  _end_with_watcher()
+  devices = options.devices or usual_devices(options)
+  if devices > 1:
+    parallel.split_processor(devices)
+  if options.coordinator is not None:
+    _end_with_watcher()
+    _initialize(options)
+  if options.devices is None and jax.default_backend() != "cpu":
+    devices = 1
+  return dataclasses.replace(options, devices=devices)
+
+
+def usual_devices(options: Federated) -> int:
+  """Returns over how many devices a CPU's clients are spread unless the options say: its cores.
+
+  It is one where that gains nothing: with a share of the clients in each round, who may all be on
+  one device, with a store, and in one of several processes, which may share the cores.
+  """
+  if options.coordinator or options.store != "device" or options.participation < 1:
+    return 1
+  return parallel.fewest(-(-options.clients // max(1, len(options.models))), parallel.cores())
+
+
+def _initialize(options: Federated) -> None:
   given = (options.coordinator, options.processes, options.process)
   try:
     jax.distributed.initialize(*(() if options.coordinator == AUTO else given))

@@ -32,8 +32,9 @@ class Federated:
   fresh: bool = False
   """Begin anew, whatever the results folder holds."""
 
-  devices: int = 1
-  """Devices, of each process, that share the clients."""
+  devices: int | None = None
+  """Devices, of each process, that share the clients; by default one, or one for each core of a CPU
+  where all clients take part in every round."""
   coordinator: str | None = None
   """Where several processes meet: HOST:PORT of the first, or auto if SLURM or a TPU pod tells."""
   processes: int | None = None
@@ -209,7 +210,7 @@ def _check_store(options: Federated) -> None:
   name = "--checkpoint-every" if options.minutes is None else "--minutes"
   value = options.checkpoint_every if options.minutes is None else options.minutes
   checks.require(saved, name, value, f"None {where}: what lies there is not saved")
-  checks.require(options.devices == 1, "--devices", options.devices, f"1 {where}")
+  checks.require(options.devices in (None, 1), "--devices", options.devices, f"1 {where}")
 
 
 def _check_faults(options: Federated) -> None:

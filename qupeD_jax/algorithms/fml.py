@@ -7,6 +7,7 @@ Mutual Learning", CVPR 2018, on which it builds.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks, client, server, tree
@@ -73,20 +74,22 @@ def fml(
     return FedState(server_start, clients, jnp.int32(0))
 
   def client_step(model):
-    def student(model, batch, teacher_logits, weight):
-      return client.personal_loss(model, batch, teacher_logits, weight, temperature)
-
     def step_fn(carry, step, batch):
       personal, copy = carry
-      personal_logits, _ = model.apply(personal, batch.x, True)
-      global_logits, _ = server_model.apply(copy, batch.x, True)
-      taught = student(model, batch, global_logits, lambda_p)
-      personal, loss = client.sgd_step(personal, taught, client.value_at(rate, step))
-      taught = student(server_model, batch, personal_logits, global_lambda_p)
-      copy, _ = client.sgd_step(copy, taught, client.value_at(global_rate, step))
+      # One pass through each serves twice: as a teacher, and in its own step.
+      personal_logits, *of_x = client.forward(model, personal, batch)
+      global_logits, *of_w = client.forward(server_model, copy, batch)
+      learn = jax.value_and_grad(client.batch_loss)
+      loss, gradient = learn(personal_logits, batch, global_logits, lambda_p, temperature)
+      personal = descend(personal, *of_x, gradient, client.value_at(rate, step))
+      _, gradient = learn(global_logits, batch, personal_logits, global_lambda_p, temperature)
+      copy = descend(copy, *of_w, gradient, client.value_at(global_rate, step))
       return (personal, copy), loss
 
     return step_fn
+
+  def descend(variables, backward, stats, gradient, eta):
+    return {"params": tree.descend(variables["params"], backward(gradient), eta), "stats": stats}
 
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps

@@ -104,25 +104,26 @@ def quped(
   def client_step(model, classes):
     def step_fn(carry, step, batch):
       before, (copy, moments) = carry
-
-      def forward(params):
-        return server_model.apply({**copy, "params": params}, batch.x, True)
-
       # One pass through w serves thrice: as the teacher of x, as that of Q, and in w's own step.
-      teacher_logits, backward, stats = jax.vjp(forward, copy["params"], has_aux=True)
-      loss_fn = client.personal_loss(model, batch, teacher_logits, lambda_p, temperature, classes)
+      teacher_logits, backward, stats = client.forward(server_model, copy, batch)
+      distilled = teacher_logits, lambda_p, temperature, classes
+      passes = None
+      if simultaneous:
+        passes, targets = known_passes(model, before, step, batch, distilled)
       personal, loss = client.proximal_step(
         before,
-        loss_fn,
+        client.personal_loss(model, batch, *distilled),
         step,
         quantizer=quantizer,
         optimizer=optimizer,
         rates=rates,
         straight_through=straight_through,
         simultaneous=simultaneous,
+        passes=passes,
       )
-      targets = personal_logits(model, before if simultaneous else personal, step, batch)
-      (grads,) = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
+      if not simultaneous:
+        targets = personal_logits(model, personal, step, batch)
+      grads = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
       direction, moments = global_optimizer.update(grads, moments, copy["params"])
       rate = client.value_at(global_rate, step)
       copy = {"params": tree.descend(copy["params"], direction, rate), "stats": stats}
@@ -130,18 +131,31 @@ def quped(
 
     return step_fn
 
+  def trained_points(personal, step):
+    params, codebooks = personal.variables["params"], personal.codebooks
+    return client.trained_points(params, codebooks, quantizer, step)
+
+  def known_passes(model, personal, step, batch, distilled):
+    """Passes through the models that are trained: for x's and c's step, and what w learns from."""
+    passes, targets = {}, []
+    for name, (weight, params) in trained_points(personal, step).items():
+      variables = {**personal.variables, "params": params}
+      logits, backward, stats = client.forward(model, variables, batch)
+      value, gradient = jax.value_and_grad(client.batch_loss)(logits, batch, *distilled)
+      passes[name] = client.Pass(value, stats, backward(gradient))
+      targets.append((weight, logits))
+    return passes, targets
+
   def personal_logits(model, personal, step, batch):
     """Returns pairs (weight, logits) of what w learns from: the models that x is trained by."""
-    params, codebooks = personal.variables["params"], personal.codebooks
-    points = client.trained_points(params, codebooks, quantizer, step)
 
     def logits(params):
       return model.apply({**personal.variables, "params": params}, batch.x, True)[0]
 
-    return jax.lax.stop_gradient([(weight, logits(p)) for weight, p in points.values()])
+    return [(weight, logits(params)) for weight, params in trained_points(personal, step).values()]
 
   def global_loss(global_logits, targets, batch, classes):
-    ours = losses.restrict(global_logits, classes)
+    ours, targets = losses.restrict(global_logits, classes), jax.lax.stop_gradient(targets)
     teaching = sum(
       weight
       * global_divergence(ours, losses.restrict(logits, classes), global_temperature, batch.mask)
