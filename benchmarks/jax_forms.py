@@ -16,17 +16,25 @@ from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
 MOST_ROUNDS = 64  # that one call of `run` may ask for
 
 
-def vmapped(task: Task, conv_form: str | None = None, *, spread: bool = False) -> Form:
+def vmapped(
+  task: Task,
+  conv_form: str | None = None,
+  *,
+  spread: bool = False,
+  clients_per_step: int | None = None,
+) -> Form:
   """Trains all clients side by side, rounds looped on the device, as `engine.run` has it.
 
   Args:
     task: what is computed.
     conv_form: one of conv.FORMS; None, the fastest, is ours.
     spread: the clients lie on several devices, as many as there are that divide their number.
+    clients_per_step: clients that each device trains side by side; None for all of its own.
   """
   clients = task.case.clients
   mesh = parallel.make_mesh(_dividing(clients) if spread else 1)
-  algo = algorithm(task.case, task.method, conv_form, mesh and parallel.AXIS)
+  parts = {"axis": mesh and parallel.AXIS, "clients_per_step": clients_per_step}
+  algo = algorithm(task.case, task.method, conv_form, **parts)
   of_one_run = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
   keys, cohorts, first = map(of_one_run, (task.key, (task.cohort,), task.state))
   data, cohorts = parallel.spread(task.data, cohorts, mesh)

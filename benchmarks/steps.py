@@ -8,6 +8,7 @@ docs/speed.md says what is measured and how to read it.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import re
@@ -69,6 +70,8 @@ class Options:
   """Examples of a client's step."""
   local_steps: int | None = None
   """Steps of a round; a step is a round's share, with its mean and its drawing of batches."""
+  clients_per_step: int | None = None
+  """Clients that a device of ours trains side by side, and then the next; by default all."""
   dtypes: tuple[Literal["float32", "bfloat16"], ...] = ()
   """Of the computation: float32 on a CPU, else both."""
   repeats: int = 10
@@ -144,7 +147,7 @@ def check(options: Options) -> None:
   """Requires numbers that can be timed."""
   for clients in options.clients:
     checks.at_least("--clients", clients, 1)
-  for name in ("batch_size", "local_steps"):
+  for name in ("batch_size", "local_steps", "clients_per_step"):
     if (value := getattr(options, name)) is not None:
       checks.at_least(f"--{name.replace('_', '-')}", value, 1)
   checks.at_least("--repeats", options.repeats, 1)
@@ -173,7 +176,7 @@ def time_case(case: Case, options: Options, peak: float) -> tuple[list[Row], lis
   made, rows = {}, {}
   for method, form in itertools.product(options.methods, wanted):
     reason = unavailable(case, method, form, options.slow)
-    made_or_reason = reason or _ready(tasks[method], form)
+    made_or_reason = reason or _ready(tasks[method], form, options.clients_per_step)
     if isinstance(made_or_reason, str):
       rows[method, form] = Row(case, method, form, skipped=made_or_reason)
     else:
@@ -208,10 +211,10 @@ def unavailable(case: Case, method: str, form: str, slow: bool) -> str | None:
   return None
 
 
-def _ready(task: Task, form: str) -> Form | str:
+def _ready(task: Task, form: str, clients_per_step: int | None) -> Form | str:
   """Compiles a contender and runs it once, or says that the device's memory is too small."""
   try:
-    made = _make(task, form)
+    made = _make(task, form, clients_per_step)
     made.wait(made.run(made.start(), 1))
   except RuntimeError as error:  # of JAX and PyTorch alike
     if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
@@ -220,14 +223,14 @@ def _ready(task: Task, form: str) -> Form | str:
   return made
 
 
-def _make(task: Task, form: str) -> Form:
+def _make(task: Task, form: str, clients_per_step: int | None) -> Form:
   # One client at a time needs no grouped convolution. XLA's own is then the usual choice; on a CPU,
   # where it is slow in a loop, these contenders get ours.
   alone = None if _on_cpu() or task.case.model == "mlp" else "lax"
   makers = {
     # As experiments have it by default: of a CPU a device for each core.
-    OURS: lambda task: jax_forms.vmapped(task, spread=_on_cpu()),
-    ALONE: jax_forms.vmapped,
+    OURS: functools.partial(jax_forms.vmapped, spread=_on_cpu(), clients_per_step=clients_per_step),
+    ALONE: functools.partial(jax_forms.vmapped, clients_per_step=clients_per_step),
     LAX: lambda task: jax_forms.vmapped(task, "lax"),
     MAPPED: lambda task: jax_forms.mapped(task, alone),
     LOOPED: lambda task: jax_forms.looped(task, alone),

@@ -38,14 +38,17 @@ def ours(case, method):
   return task, after_a_round(jax_forms.vmapped(task))
 
 
-SPREAD = functools.partial(jax_forms.vmapped, spread=True)
-
-
 @pytest.mark.parametrize("method", workload.METHODS)
-@pytest.mark.parametrize("make", [SPREAD, jax_forms.mapped, jax_forms.looped])
+@pytest.mark.parametrize("make", [jax_forms.mapped, jax_forms.looped])
 def test_contenders_agree_on_all_weights_after_a_round(method, make):
   task, after = ours(MLP, method)
   assert_close(after, after_a_round(make(task)))
+
+
+def test_clients_on_several_devices_or_in_turns_agree_too():
+  task, after = ours(MLP, "quped")
+  for parts in ({"spread": True}, {"clients_per_step": 2}):
+    assert_close(after, after_a_round(jax_forms.vmapped(task, **parts)))
 
 
 @pytest.mark.parametrize("make", [jax_forms.vmapped, jax_forms.mapped, jax_forms.looped])
