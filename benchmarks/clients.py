@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import steps, timing, workload
 from benchmarks.workload import Case, Form
-from qupeD_jax import account, checks, engine, files, store, streaming, tables
+from qupeD_jax import account, checks, command_line, engine, files, store, streaming, tables
 from qupeD_jax.algorithms.sampling import most, with_sampling
 
 RESIDENT, HOST, DISK = "all on the device", "on the host", "on the disk"
@@ -227,29 +227,29 @@ def save(result: dict[str, Any], options: Options) -> Path:
 
 def check(options: Options) -> None:
   """Raises BadInput for the first option that is out of range."""
-  checks.require(options.method in workload.METHODS, "--method", options.method,
+  checks.require(options.method in workload.METHODS, "method", options.method,
                  " or ".join(workload.METHODS))  # fmt: skip
   for name in ("clients", "batch_size", "local_steps", "every", "repeats"):
-    checks.at_least(f"--{name.replace('_', '-')}", getattr(options, name), 1)
+    checks.at_least(name, getattr(options, name), 1)
   for number in options.grown:
     least = most(options.clients, options.participation)
-    checks.at_least("--grown", number, least)
-  checks.fraction("--participation", options.participation, closed=True)
-  checks.positive("--seconds", options.seconds)
+    checks.at_least("grown", number, least)
+  checks.fraction("participation", options.participation, closed=True)
+  checks.positive("seconds", options.seconds)
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
 
   def work():
-    options = steps.parse(arguments, Options, "python -m benchmarks.clients ")
+    options = command_line.parse(Options, arguments, prog="python -m benchmarks.clients")
     check(options)
     with files.on_disk(options.out):
       options.out.mkdir(parents=True, exist_ok=True)
     result = run(options, options.out)
     return report(result), save(result, options)
 
-  return steps.carry_out(work)
+  return steps.carry_out(work, Options)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ make bench ARGS=--quick             # few of them
 docs/speed.md says what is measured and how to read it.
 """
 
-import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import re
 import sys
@@ -18,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import tyro
 
 from benchmarks import jax_forms, timing, torch_forms, workload
 from benchmarks.workload import Case, Form, Task
-from qupeD_jax import checks, files, parallel, tables
+from qupeD_jax import checks, command_line, files, parallel, tables
 from qupeD_jax.checks import BadInput
 
 OURS, ALONE, LAX = "ours", "ours, one device", "vmap of lax.conv"
@@ -146,12 +143,12 @@ def run(options: Options, say: Callable = print) -> Iterator[dict[str, Any]]:
 def check(options: Options) -> None:
   """Requires numbers that can be timed."""
   for clients in options.clients:
-    checks.at_least("--clients", clients, 1)
+    checks.at_least("clients", clients, 1)
   for name in ("batch_size", "local_steps", "clients_per_step"):
     if (value := getattr(options, name)) is not None:
-      checks.at_least(f"--{name.replace('_', '-')}", value, 1)
-  checks.at_least("--repeats", options.repeats, 1)
-  checks.positive("--seconds", options.seconds)
+      checks.at_least(name, value, 1)
+  checks.at_least("repeats", options.repeats, 1)
+  checks.positive("seconds", options.seconds)
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -376,44 +373,31 @@ def save(result: dict[str, Any], options: Options) -> Path:
   return path
 
 
-def parse(arguments: Sequence[str], kind: type = Options, command: str = "make bench ARGS="):
-  """Reads a command line into options of some kind.
-
-  Raises:
-    BadInput: an option is unknown or its value cannot be read.
-    SystemExit: with code 0, after --help.
-  """
-  # What tyro says of bad input is a box, as wide as the terminal: it is not for one line.
-  try:
-    with contextlib.redirect_stderr(io.StringIO()):
-      return tyro.cli(kind, args=list(arguments), prog=command)
-  except SystemExit as error:
-    if not error.code:
-      raise
-    typed, help_ = " ".join(arguments), f"{command}--help"
-    raise BadInput(f"{typed}: not understood; {help_} lists the options") from None
-
-
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
 
   def work():
-    options = parse(arguments)
+    options = command_line.parse(Options, arguments, prog="make bench ARGS=")
     parallel.split_processor(parallel.cores())
     for result in run(options, say=lambda line: print(line, file=sys.stderr, flush=True)):
       path = save(result, options)  # after each case: nothing is lost if it is cut off
     return report(result), path
 
-  return carry_out(work)
+  return carry_out(work, Options)
 
 
-def carry_out(work: Callable[[], tuple[str, Path]]) -> int:
-  """Prints the report and the path that a benchmark comes to, or why it cannot be done."""
+def carry_out(work: Callable[[], tuple[str, Path]], kind: type) -> int:
+  """Prints the report and the path that a benchmark comes to, or why it cannot be done.
+
+  Args:
+    work: returns them.
+    kind: of the options, to name them in what is refused.
+  """
   try:
     print(*work(), sep="\n")
   except BadInput as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
+    options = command_line.leaves(kind)
+    return command_line.fail(command_line.in_flags(error, options))
   return 0
 
 

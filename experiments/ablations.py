@@ -118,7 +118,7 @@ TOPICS["participation"] = participation
 def main(options: Options) -> None:
   """Runs the experiment."""
   for topic in options.topics:
-    checks.require(topic in (*TOPICS, "data"), "--topics", topic, ", ".join((*TOPICS, "data")))
+    checks.require(topic in (*TOPICS, "data"), "topics", topic, ", ".join((*TOPICS, "data")))
   folder = Path(options.out or "results/ablations")
   chosen = options.topics or (*TOPICS, "data")
   for topic in (topic for topic in TOPICS if topic in chosen):

@@ -107,7 +107,7 @@ def _job(method: str, aggregate: str, values: dict, changes: dict) -> MakeJob:
 def main(options: Options) -> None:
   """Runs the experiment: every topic has a folder of its own below results/faults."""
   for topic in options.topics:
-    checks.require(topic in TOPICS, "--topics", topic, ", ".join(TOPICS))
+    checks.require(topic in TOPICS, "topics", topic, ", ".join(TOPICS))
   folder = Path(options.out or "results/faults")
   for topic in options.topics or TOPICS:
     own = dataclasses.replace(options, out=str(folder / topic))

@@ -84,7 +84,7 @@ def trimmed_mean(share: Array | float = 0.1) -> Aggregate:
     BadInput: the share is out of range.
   """
   if checks.concrete(share):
-    checks.require(0 <= share < 0.5, "--trim", share, "in [0, 0.5)")
+    checks.require(0 <= share < 0.5, "share", share, "in [0, 0.5)")
 
   def trimmed(leaf, number):
     # 42 % of 150 clients are 63, though as float32 numbers they are a little less.
@@ -114,8 +114,8 @@ def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) ->
   Raises:
     BadInput: an argument is out of range.
   """
-  checks.positive("--clip-norm", bound)
-  checks.non_negative("--noise-multiplier", noise_multiplier)
+  checks.positive("bound", bound)
+  checks.non_negative("noise_multiplier", noise_multiplier)
 
   def combine(key, uploads, cohorts, before, axis=None):
     updates = tuple(jax.tree.map(jnp.subtract, upload, before) for upload in uploads)

@@ -6,19 +6,35 @@ import numpy as np
 
 
 class BadInput(ValueError):
-  """Input that cannot be used; its message is one line a user can act on."""
+  """Input that cannot be used; its message is one line a user can act on.
+
+  Attributes:
+    name: of the argument that is to blame, with which the message begins; None where it is none.
+  """
+
+  def __init__(self, message: object, name: str | None = None):
+    super().__init__(message)
+    self.name = name
+
+
+def refusal(name: str, value, reason: str) -> BadInput:
+  """Makes the BadInput of an argument: its name, its value and why it is refused."""
+  return BadInput(f"{name} {value}: {reason}", name)
 
 
 def require(holds: bool, name: str, value, allowed: str) -> None:
-  """Raises BadInput naming the option, its value and what is allowed, unless `holds`.
+  """Raises BadInput naming the argument, its value and what is allowed, unless `holds`.
 
-  >>> require(False, "--rounds", -3, "a whole number of at least 1")
+  Other arguments that `allowed` speaks of stand in backquotes: a command line has other names for
+  them.
+
+  >>> require(False, "rounds", -3, "a whole number of at least 1")
   Traceback (most recent call last):
   ...
-  qupeD_jax.checks.BadInput: --rounds -3: allowed is a whole number of at least 1
+  qupeD_jax.checks.BadInput: rounds -3: allowed is a whole number of at least 1
   """
   if not holds:
-    raise BadInput(f"{name} {value}: allowed is {allowed}")
+    raise refusal(name, value, f"allowed is {allowed}")
 
 
 def concrete(value) -> bool:

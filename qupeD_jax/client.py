@@ -165,7 +165,7 @@ def over_clients(
     BadInput: clients_per_step is not a whole number of at least 1.
   """
   if clients_per_step is not None:
-    checks.at_least("--clients-per-step", clients_per_step, 1)
+    checks.at_least("clients_per_step", clients_per_step, 1)
 
   def run(client_fn, cohort, states):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
@@ -486,8 +486,8 @@ def scored(
 
 def check(local_steps: int, batch_size: int, rates: Rates = Rates()) -> None:
   """Requires sensible local training; rates that are schedules or traced pass."""
-  checks.at_least("--local-steps", local_steps, 1)
-  checks.at_least("--batch-size", batch_size, 1)
-  checks.positive("--weights-rate", rates.weights)
-  checks.positive("--centers-rate", rates.centers)
-  checks.non_negative("--proximity", rates.proximity)
+  checks.at_least("local_steps", local_steps, 1)
+  checks.at_least("batch_size", batch_size, 1)
+  checks.positive("rates.weights", rates.weights)
+  checks.positive("rates.centers", rates.centers)
+  checks.non_negative("rates.proximity", rates.proximity)

@@ -136,10 +136,10 @@ def run(
       everything before was reported.
     BadInput: rounds or every is not positive.
   """
-  checks.at_least("--rounds", rounds, 1)
-  checks.at_least("--eval-every", every, 1)
+  checks.at_least("rounds", rounds, 1)
+  checks.at_least("every", every, 1)
   pause = every if pause is None else pause
-  checks.at_least("--checkpoint-every", pause, 1)
+  checks.at_least("pause", pause, 1)
   cohorts = runs.cohorts
   data, runs = _place(data, runs, mesh)
   scored = None if scored is None else parallel.spread(*scored, mesh)

@@ -7,9 +7,7 @@ writes it, of a residual network in the usual CIFAR implementation: conv1, bn1, 
 linear. What --out writes is the file of a shipped model (export.py) in which nothing is quantised.
 """
 
-import contextlib
 import dataclasses
-import io
 import os
 import re
 import sys
@@ -23,7 +21,7 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qupeD_jax import export, models, tensor_file
+from qupeD_jax import command_line, export, models, tensor_file
 from qupeD_jax.checks import BadInput, require
 from qupeD_jax.types import PyTree
 
@@ -48,7 +46,6 @@ _IGNORED = "num_batches_tracked"  # for a momentum that changes; ours does not
 # By rank: kernels OIHW and HWIO, dense ones [out, in] and [in, out], vectors.
 _TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-_USAGE = f"FILE --model {'|'.join(NAMES)} [--out FILE]; --help lists all options"
 
 
 def load(
@@ -72,7 +69,7 @@ def load(
     BadInput: the network is unknown, the file cannot be read, or one of its tensors is missing,
       extra, of another shape, or not of finite floats.
   """
-  require(name in NAMES, "--model", name, ", ".join(NAMES))
+  require(name in NAMES, "model", name, ", ".join(NAMES))
   shapes = _shapes(name, num_classes, image_shape)
   theirs = {torch_name(ours): ours for ours in shapes}
   tensors, _ = tensor_file.read(path)
@@ -184,7 +181,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
   try:
-    options = _parse(arguments)
+    options = command_line.parse(Options, arguments, prog="python -m qupeD_jax.import_torch")
     about = options.model, options.num_classes, options.image_shape
     variables = load(options.file, *about)
     print(f"{options.model}: {_summary(variables)}")
@@ -193,20 +190,8 @@ def main(arguments: Sequence[str]) -> int:
       export.save(options.out, export.pack(variables, {}), metadata)
       print(options.out)
   except BadInput as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
+    return command_line.fail(command_line.in_flags(error, command_line.leaves(Options)))
   return 0
-
-
-def _parse(arguments: Sequence[str]) -> Options:
-  # What tyro says of bad input is a box, as wide as the terminal: it is not for one line.
-  try:
-    with contextlib.redirect_stderr(io.StringIO()):
-      return tyro.cli(Options, args=list(arguments), prog="python -m qupeD_jax.import_torch")
-  except SystemExit as error:
-    if not error.code:
-      raise
-    raise BadInput(f"usage: python -m qupeD_jax.import_torch {_USAGE}") from None
 
 
 def _summary(variables: PyTree) -> str:

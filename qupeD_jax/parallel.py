@@ -83,7 +83,9 @@ def make_mesh(devices_per_process: int | None) -> Mesh | None:
   devices_per_process = 1 if devices_per_process is None else devices_per_process
   here = jax.local_device_count()
   allowed = f"1 to {here}, the devices of a process"
-  checks.require(1 <= devices_per_process <= here, "--devices", devices_per_process, allowed)
+  checks.require(
+    1 <= devices_per_process <= here, "devices_per_process", devices_per_process, allowed
+  )
   if devices_per_process * jax.process_count() == 1:
     return None
   by_process = (

@@ -42,11 +42,11 @@ def epsilon(
   >>> epsilon(8.0, clients=100, participants=100, rounds=1, delta=1e-5) > 0.5
   True
   """
-  checks.non_negative("--noise-multiplier", noise_multiplier)
+  checks.non_negative("noise_multiplier", noise_multiplier)
   checks.at_least("participants", participants, 1)
   checks.at_least("clients", clients, participants)
-  checks.at_least("--rounds", rounds, 0)
-  checks.require(0 < delta < 1, "--delta", delta, "in (0, 1)")
+  checks.at_least("rounds", rounds, 0)
+  checks.require(0 < delta < 1, "delta", delta, "in (0, 1)")
   if noise_multiplier == 0:
     return float("inf") if rounds else 0.0
   accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)

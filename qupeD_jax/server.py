@@ -131,7 +131,7 @@ def averaging(
     "personal".
   """
   client.check(local_steps, batch_size)
-  checks.positive("--rate", rate)
+  checks.positive("rate", rate)
 
   def init(key, data, cohorts):
     del data

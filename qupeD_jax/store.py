@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qupeD_jax import files
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import refusal
 from qupeD_jax.types import Array, PyTree
 
 
@@ -103,8 +103,8 @@ def on_host(count: int, width: int, dtype: str) -> Rows:
     values = np.zeros((count, width), dtype)
   except MemoryError:
     needed = f"{count} clients of {width * np.dtype(dtype).itemsize:,} bytes"
-    allowed = "what the host's memory holds; a file may hold more (--store disk)"
-    raise BadInput(f"--store host: for {needed}: allowed is {allowed}") from None
+    allowed = "what the host's memory holds; a file may hold more (store disk)"
+    raise refusal("store", "host", f"for {needed}: allowed is {allowed}") from None
   return Rows(values, functools.partial(_write, values))
 
 

@@ -64,9 +64,9 @@ def run(
     NonFinite: as in `engine.run`; of NaNs, those that participants of the chunk were left with.
     BadInput: a number is out of range, or the place has no room.
   """
-  checks.fraction("--participation", fraction, closed=True)
-  checks.at_least("--rounds", rounds, 1)
-  checks.at_least("--eval-every", every, 1)
+  checks.fraction("fraction", fraction, closed=True)
+  checks.at_least("rounds", rounds, 1)
+  checks.at_least("every", every, 1)
   start = time.perf_counter()
   prepared = prepare(build, runs, data, fraction, every, alone, place, state)
   state, of_all = prepared.state, None

@@ -230,11 +230,11 @@ def test_a_share_of_the_clients_is_counted_as_one_would(share, number, cut):
 @pytest.mark.parametrize(
   ("build", "message"),
   [
-    (lambda: aggregate.trimmed_mean(0.5), "--trim 0.5: allowed is in [0, 0.5)"),
-    (lambda: aggregate.clipped_mean(0.0), "--clip-norm 0.0: allowed is a finite number above 0"),
+    (lambda: aggregate.trimmed_mean(0.5), "share 0.5: allowed is in [0, 0.5)"),
+    (lambda: aggregate.clipped_mean(0.0), "bound 0.0: allowed is a finite number above 0"),
     (
       lambda: aggregate.clipped_mean(1.0, -1.0),
-      "--noise-multiplier -1.0: allowed is a finite number of at least 0",
+      "noise_multiplier -1.0: allowed is a finite number of at least 0",
     ),
   ],
 )

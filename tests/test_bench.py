@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import clients, jax_forms, steps, torch_forms, workload
-from qupeD_jax import files
+from qupeD_jax import command_line, files
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums in float32, in another order
 MLP = workload.Case("mlp", "float32", 3, 4, 2)
@@ -121,7 +121,7 @@ def test_the_table_has_every_timed_contender_and_says_what_is_left_out(written):
 
 
 def test_quick_is_read_and_has_few_cases():
-  options = steps.parse(["--quick"])
+  options = command_line.parse(steps.Options, ["--quick"], prog="")
   assert options.quick
   quick, full = (list(steps.cases(o)) for o in (options, steps.Options()))
   assert 0 < len(quick) < len(full)
@@ -161,7 +161,7 @@ def test_many_clients_are_timed_wherever_they_lie(tmp_path, capsys):
   assert few["resident"] < more["resident"]
   assert "on the disk" in capsys.readouterr().out
   assert clients.main(["--clints", "6"]) == 2
-  line = "error: --clints 6: not understood; python -m benchmarks.clients --help lists the options"
+  line = "error: --clints: belongs to no option; nearest is --clients"
   assert capsys.readouterr().err == f"{line}\n"
   assert clients.main(["--participation", "0"]) == 2
   assert "--participation 0.0: allowed is above 0" in capsys.readouterr().err

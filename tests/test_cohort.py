@@ -128,16 +128,16 @@ BITS = np.array([2, 2])
 REFUSED = {
   "too few clients to cross": (
     lambda: layout.assign_groups(5, 2, 3),
-    "--clients 5: allowed is at least 6, so that each of 2 models meets 3 precisions",
+    "num_clients 5: allowed is at least 6, so that each of 2 models meets 3 precisions",
   ),
   "bits": (
     lambda: layout.assign_bits((2, 9), 4),
-    "--bits 9: allowed is 1 to 8, or 32 for full precision",
+    "bits 9: allowed is 1 to 8, or 32 for full precision",
   ),
-  "no bits": (lambda: layout.assign_bits((), 4), "--bits (): allowed is at least one precision"),
+  "no bits": (lambda: layout.assign_bits((), 4), "bits (): allowed is at least one precision"),
   "bits of other clients": (
     lambda: layout.cohorts(ragged([2, 3]), [np.array([0, 1])], np.array([2])),
-    "--bits 1: allowed is 2, one a client",
+    "bits 1: allowed is 2, one a client",
   ),
   "client without rows": (
     lambda: layout.cohorts(ragged([2, 0]), [np.array([0, 1])], BITS),

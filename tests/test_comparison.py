@@ -254,7 +254,7 @@ def test_a_search_that_crashed_goes_on_where_it_was(tmp_path, monkeypatch, capsy
 
 
 def test_an_unknown_method_is_refused():
-  with pytest.raises(BadInput, match="--only 'fedavg': allowed is 'local'"):
+  with pytest.raises(BadInput, match="only 'fedavg': allowed is 'local'"):
     comparison.chosen(("fedavg",))
 
 

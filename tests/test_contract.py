@@ -375,7 +375,7 @@ def test_clients_that_train_a_few_at_a_time_end_where_they_end_side_by_side(make
     return jax.jit(algorithm.round)(KEY, state, DATA, groups)
 
   chex.assert_trees_all_close(after_a_round(), after_a_round(clients_per_step=2), **TOLERANCE)
-  with pytest.raises(BadInput, match="--clients-per-step 0: allowed is a whole number of at least"):
+  with pytest.raises(BadInput, match="clients_per_step 0: allowed is a whole number of at least"):
     after_a_round(clients_per_step=0)
 
 

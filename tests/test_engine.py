@@ -205,9 +205,9 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 
 def test_bad_options_are_refused():
-  with pytest.raises(BadInput, match="--rounds 0: allowed is a whole number of at least 1"):
+  with pytest.raises(BadInput, match="rounds 0: allowed is a whole number of at least 1"):
     engine.run(build, runs(), DATA, rounds=0, every=1)
-  with pytest.raises(BadInput, match="--participation 0: allowed is above 0 and at most 1"):
+  with pytest.raises(BadInput, match="fraction 0: allowed is above 0 and at most 1"):
     with_sampling(build(None), 0)
 
 

@@ -231,7 +231,7 @@ def test_partitions_deal_differently():
 
 def test_partial_batches_let_a_small_client_in():
   options = dataclasses.replace(SMALLER, partition="dirichlet", alpha=0.3, batch_size=64)
-  with pytest.raises(BadInput, match="--batch-size 64"):
+  with pytest.raises(BadInput, match="batch_size 64"):
     fed.load(options)
   admitted = fed.load(dataclasses.replace(options, partial_batches=True))
   assert ragged.sizes(admitted.splits[0].train).min() < 64
@@ -242,7 +242,7 @@ def test_two_methods_of_one_name_are_refused(tmp_path):
     functools.partial(methods.quped_quantised, bits=(32,)),
     functools.partial(methods.quped_quantised, mixed=True),
   )
-  with pytest.raises(BadInput, match="--bits"):
+  with pytest.raises(BadInput, match=r"^bits"):
     run(tmp_path, dataclasses.replace(SMALLER, bits=(32,)), jobs)
 
 

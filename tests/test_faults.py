@@ -250,18 +250,18 @@ def test_a_method_combines_as_it_does_by_itself_unless_told_otherwise():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"dropout": 1.0}, "--dropout 1.0: allowed is in [0, 1)"),
-    ({"stragglers": -0.1}, "--stragglers -0.1: allowed is in [0, 1]"),
-    ({"stragglers": 0.5, "local_steps": 1}, "--stragglers 0.5: allowed is 0 with --local-steps 1"),
-    ({"corrupt": 21}, "--corrupt 21: allowed is at most --clients 20"),
-    ({"corrupt": -1}, "--corrupt -1: allowed is a whole number of at least 0"),
-    ({"trim": 0.5}, "--trim 0.5: allowed is in [0, 0.5)"),
-    ({"clip_norm": 0.0}, "--clip-norm 0.0: allowed is a finite number above 0"),
+    ({"dropout": 1.0}, "dropout 1.0: allowed is in [0, 1)"),
+    ({"stragglers": -0.1}, "stragglers -0.1: allowed is in [0, 1]"),
+    ({"stragglers": 0.5, "local_steps": 1}, "stragglers 0.5: allowed is 0 with `local_steps` 1"),
+    ({"corrupt": 21}, "corrupt 21: allowed is at most `clients` 20"),
+    ({"corrupt": -1}, "corrupt -1: allowed is a whole number of at least 0"),
+    ({"trim": 0.5}, "trim 0.5: allowed is in [0, 0.5)"),
+    ({"clip_norm": 0.0}, "clip_norm 0.0: allowed is a finite number above 0"),
     (
       {"noise_multiplier": 1.0},
-      "--noise-multiplier 1.0: allowed is 0 without --aggregate clipped_mean",
+      "noise_multiplier 1.0: allowed is 0 without `aggregate` clipped_mean",
     ),
-    ({"delta": 1.0}, "--delta 1.0: allowed is in (0, 1)"),
+    ({"delta": 1.0}, "delta 1.0: allowed is in (0, 1)"),
   ],
 )
 def test_bad_options_are_refused_in_one_line(values, message):

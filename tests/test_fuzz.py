@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from experiments import quickstart
 from experiments.common import cli, methods, rivals, study
-from qupeD_jax import metrics, report
+from qupeD_jax import command_line, metrics, report
 
 TRAINED, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 LONGEST = 300  # characters of a line that refuses
@@ -117,7 +117,7 @@ def typed(draw):
   for name in names:
     good, bad = VALUES[name]
     values = good if good and draw(st.integers(0, 4)) else bad
-    arguments += [cli._flag(name), *draw(st.sampled_from(values)).split(" ")]
+    arguments += [command_line.flag(name), *draw(st.sampled_from(values)).split(" ")]
   return [argument for argument in arguments if argument]
 
 

@@ -90,18 +90,18 @@ def test_two_processes_find_what_one_does_and_a_lost_one_can_be_replaced(start, 
 @pytest.mark.parametrize(
   ("given", "line"),
   [
-    ({"devices": 0}, "--devices 0: allowed is a whole number of at least 1"),
-    ({"process": 1}, "--process 1: allowed is given with --coordinator HOST:PORT only"),
-    ({"coordinator": "host"}, "--coordinator host: allowed is HOST:PORT or auto"),
-    ({"coordinator": "host:70000"}, "--coordinator host:70000: allowed is HOST:PORT or auto"),
-    ({"coordinator": "h:1"}, "--processes None: allowed is a whole number of at least 1"),
+    ({"devices": 0}, "devices 0: allowed is a whole number of at least 1"),
+    ({"process": 1}, "process 1: allowed is given with `coordinator` HOST:PORT only"),
+    ({"coordinator": "host"}, "coordinator host: allowed is HOST:PORT or auto"),
+    ({"coordinator": "host:70000"}, "coordinator host:70000: allowed is HOST:PORT or auto"),
+    ({"coordinator": "h:1"}, "processes None: allowed is a whole number of at least 1"),
     (
       {"coordinator": "h:1", "processes": 2},
-      "--process None: allowed is 0 to 1, each of them once",
+      "process None: allowed is 0 to 1, each of them once",
     ),
     (
       {"coordinator": "h:1", "processes": 2, "process": 2},
-      "--process 2: allowed is 0 to 1, each of them once",
+      "process 2: allowed is 0 to 1, each of them once",
     ),
   ],
 )

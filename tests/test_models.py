@@ -202,8 +202,8 @@ LISTED = "mlp, mlp2, cnn1, cnn2, cnn3, resnet8, resnet20, resnet32"
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "cnn4"}, rf"--models cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
-    ({"name": "MLP"}, rf"--models MLP: allowed is {LISTED} \(nearest: mlp\)"),
+    ({"name": "cnn4"}, rf"model cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
+    ({"name": "MLP"}, rf"model MLP: allowed is {LISTED} \(nearest: mlp\)"),
     ({"dtype": "float16"}, "dtype float16: allowed is float32 or bfloat16"),
     ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, serial, None"),
     ({"num_classes": 0}, "num_classes 0: allowed is a whole number of at least 1"),

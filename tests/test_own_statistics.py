@@ -174,8 +174,8 @@ def test_without_it_the_server_averages_statistics_as_it_does_parameters():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"num_batches": 0}, "--statistics-batches 0: allowed is a whole number of at least 1"),
-    ({"batch_size": 1.5}, "--batch-size 1.5: allowed is a whole number of at least 1"),
+    ({"num_batches": 0}, "num_batches 0: allowed is a whole number of at least 1"),
+    ({"batch_size": 1.5}, "batch_size 1.5: allowed is a whole number of at least 1"),
   ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

@@ -149,7 +149,7 @@ def test_all_that_devices_send_of_the_size_of_a_model_is_the_mean_of_w(name):
 
 
 def test_more_devices_than_there_are_are_refused():
-  with pytest.raises(BadInput, match=r"--devices 99: allowed is 1 to 8, the devices of a process"):
+  with pytest.raises(BadInput, match=r"devices_per_process 99: allowed is 1 to 8, the devices"):
     parallel.make_mesh(99)
 
 

@@ -207,96 +207,96 @@ def test_ten_thousand_clients(name, rule):
 REFUSED = {
   "classes": (
     lambda y: partition.by_class(y, 5, 4, 0),
-    "--classes-per-client 4: allowed is at most 3, the number of classes",
+    "classes_per_client 4: allowed is at most 3, the number of classes",
   ),
   "no classes": (
     lambda y: partition.by_class(y, 5, 0, 0),
-    "--classes-per-client 0: allowed is a whole number of at least 1",
+    "classes_per_client 0: allowed is a whole number of at least 1",
   ),
   "no clients": (
     lambda y: partition.by_class(y, 0, 2, 0),
-    "--clients 0: allowed is a whole number of at least 1",
+    "num_clients 0: allowed is a whole number of at least 1",
   ),
   "half a client": (
     lambda y: partition.iid(y, 2.5, 0),
-    "--clients 2.5: allowed is a whole number of at least 1",
+    "num_clients 2.5: allowed is a whole number of at least 1",
   ),
   "holders": (
     lambda y: partition.by_class(y, 40, 3, 0),
-    "--clients 40: too many, 40 clients need 1 each of the 10 rows of its class 1",
+    "num_clients 40: too many, 40 clients need 1 each of the 10 rows of its class 1",
   ),
   "lone holders": (
     lambda y: partition.by_class(y, 18, 1, 0),
-    "--clients 18: too many, 6 clients need 2 each of the 10 rows of its class 1",
+    "num_clients 18: too many, 6 clients need 2 each of the 10 rows of its class 1",
   ),
   "iid": (
     lambda y: partition.iid(y, 16, 0),
-    "--clients 16: allowed is at most 15, so that each has 2 of 30 training rows",
+    "num_clients 16: allowed is at most 15, so that each has 2 of 30 training rows",
   ),
   "dirichlet": (
     lambda y: partition.dirichlet(y, 16, 0.5, 0),
-    "--clients 16: allowed is at most 15, so that each has 2 of 30 training rows",
+    "num_clients 16: allowed is at most 15, so that each has 2 of 30 training rows",
   ),
   "dirichlet, no clients": (
     lambda y: partition.dirichlet(y, -1, 0.5, 0),
-    "--clients -1: allowed is a whole number of at least 1",
+    "num_clients -1: allowed is a whole number of at least 1",
   ),
   "alpha 0": (
     lambda y: partition.dirichlet(y, 2, 0.0, 0),
-    "--alpha 0.0: allowed is above 0 and at most 1e+06",
+    "alpha 0.0: allowed is above 0 and at most 1e+06",
   ),
   "alpha NaN": (
     lambda y: partition.dirichlet(y, 2, float("nan"), 0),
-    "--alpha nan: allowed is above 0 and at most 1e+06",
+    "alpha nan: allowed is above 0 and at most 1e+06",
   ),
   "alpha infinite": (
     lambda y: partition.dirichlet(y, 2, float("inf"), 0),
-    "--alpha inf: allowed is above 0 and at most 1e+06",
+    "alpha inf: allowed is above 0 and at most 1e+06",
   ),
   "nobody": (
     lambda y: partition.natural(None, 3),
-    "--partition natural: the data set does not say whose its examples are",
+    "partition natural: the data set does not say whose its examples are",
   ),
-  "writers": (lambda y: partition.natural(y, 4), "--clients 4: allowed is at most 3 here"),
+  "writers": (lambda y: partition.natural(y, 4), "num_clients 4: allowed is at most 3 here"),
   "no writers": (
     lambda y: partition.natural(y, 0),
-    "--clients 0: allowed is a whole number of at least 1",
+    "num_clients 0: allowed is a whole number of at least 1",
   ),
   "seed": (
     lambda y: partition.iid(y, 2, -1),
-    "--seed -1: allowed is a whole number of at least 0",
+    "seed -1: allowed is a whole number of at least 0",
   ),
   "validation 0": (
     lambda y: split_up(y, validation=0.0),
-    "--validation 0.0: allowed is above 0 and below 1",
+    "validation 0.0: allowed is above 0 and below 1",
   ),
   "validation 1": (
     lambda y: split_up(y, validation=1.0),
-    "--validation 1.0: allowed is above 0 and below 1",
+    "validation 1.0: allowed is above 0 and below 1",
   ),
   "no test rows asked": (
     lambda y: split_up(y, max_test_rows=0),
-    "--max-test-rows 0: allowed is a whole number of at least 1",
+    "max_test_rows 0: allowed is a whole number of at least 1",
   ),
   "one row": (
     lambda y: split_up(y, owner=np.array([0, 0, 1, 2, 2] + [-1] * 25)),
-    "--clients 3: client 1 has 1 training rows; allowed is at least 2",
+    "num_clients 3: client 1 has 1 training rows; allowed is at least 2",
   ),
   "a gap": (
     lambda y: split_up(y, owner=np.array([0, 0, 2, 2] + [-1] * 26)),
-    "--clients 3: client 1 has 0 training rows; allowed is at least 2",
+    "num_clients 3: client 1 has 0 training rows; allowed is at least 2",
   ),
   "no owner": (
     lambda y: split_up(y, owner=np.full(30, -1)),
-    "--clients 0: no client has training rows; allowed is at least 2",
+    "num_clients 0: no client has training rows; allowed is at least 2",
   ),
   "class without test rows": (
     lambda y: split_up(y, owner=np.repeat([0, 1, 2], 10), test=data([1, 2, 2])),
-    "--clients 3: client 2 has 0 test rows; allowed is at least 1",
+    "num_clients 3: client 2 has 0 test rows; allowed is at least 1",
   ),
   "proportions without test rows": (
     lambda y: split_up(y, np.repeat([0, 1, 2], 10), splits.own_proportions, test=data([1, 2, 2])),
-    "--clients 3: client 2 has 0 test rows; allowed is at least 1",
+    "num_clients 3: client 2 has 0 test rows; allowed is at least 1",
   ),
 }
 
@@ -438,7 +438,7 @@ def test_natural_clients_are_tested_on_their_own_rows():
 def test_a_writer_without_test_rows_is_refused():
   writer = np.array([0, 0, 1, 1], np.int32)
   train, test = data(np.zeros(4), writer), data(np.zeros(2), np.zeros(2, np.int32))
-  with pytest.raises(BadInput, match=r"^--clients 2: client 1 has 0 test rows"):
+  with pytest.raises(BadInput, match=r"^num_clients 2: client 1 has 0 test rows"):
     splits.split(train, test, partition.natural(writer), splits.own_rows)
 
 
@@ -507,5 +507,5 @@ def test_thinning_follows_its_seed():
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, np.nan])
 def test_thinning_by_a_share_out_of_range_is_refused(share):
-  with pytest.raises(BadInput, match="--train-share"):
+  with pytest.raises(BadInput, match=r"^share"):
     partition.thin(np.zeros(4, np.int32), np.zeros(4, np.int32), share, seed=0)

@@ -167,7 +167,7 @@ def test_a_stop_has_an_exit_code_and_says_what_to_do(tmp_path, monkeypatch, caps
 
 
 def test_no_minutes_are_refused():
-  with pytest.raises(BadInput, match=r"--minutes 0: allowed is"):
+  with pytest.raises(BadInput, match=r"minutes 0: allowed is"):
     run("nowhere", minutes=0)
 
 

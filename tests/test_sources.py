@@ -132,7 +132,7 @@ def small(tmp_path):
 
 def test_unknown_name_lists_all_and_the_nearest():
   message = refusal(sources.load, "CIFAR-10")
-  assert message.startswith("--dataset CIFAR-10: allowed is digits, mnist, ")
+  assert message.startswith("dataset CIFAR-10: allowed is digits, mnist, ")
   assert all(name in message for name in sources.names())
   assert message.endswith("; the nearest is cifar10")
 
@@ -237,10 +237,10 @@ def test_reading_is_silent_and_leaves_tensorflow_alone(small, tmp_path):
 
 def test_what_is_not_prepared_says_where_and_how(tmp_path, monkeypatch):
   make = f'run `make data NAME=cifar10 ARGS="--data-dir {tmp_path}"`'
-  expected = f"--dataset cifar10: not prepared in {tmp_path}; {make}"
+  expected = f"dataset cifar10: not prepared in {tmp_path}; {make}"
   assert refusal(sources.load, "cifar10", tmp_path) == expected
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  expected = f"--dataset cifar10: not prepared in {tmp_path}; run `make data NAME=cifar10`"
+  expected = f"dataset cifar10: not prepared in {tmp_path}; run `make data NAME=cifar10`"
   assert refusal(sources.load, "cifar10") == expected
 
 
@@ -461,7 +461,7 @@ def test_femnist_numbers_writers_of_one_part_only(tmp_path):
 
 def test_femnist_without_files_says_which_go_where(tmp_path):
   message = refusal(sources.load, "femnist", tmp_path)
-  assert message.startswith(f"--dataset femnist: nothing in {tmp_path / 'femnist'}; put there ")
+  assert message.startswith(f"dataset femnist: nothing in {tmp_path / 'femnist'}; put there ")
   assert "all_data_*.json" in message
   assert "fed_emnist_train.h5" in message
 
@@ -727,5 +727,5 @@ def test_downsampling_by_one_changes_nothing():
 @pytest.mark.parametrize("factor", [0, -2, 3])
 def test_downsampling_by_what_does_not_divide_is_refused(factor):
   dataset = Dataset(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int32))
-  with pytest.raises(BadInput, match=f"--downsample {factor}"):
+  with pytest.raises(BadInput, match=f"^factor {factor}"):
     sources.downsample(dataset, factor)

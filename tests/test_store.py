@@ -82,5 +82,5 @@ def test_a_full_disk_and_a_missing_folder_are_one_line(tmp_path, monkeypatch):
 
 
 def test_memory_that_there_is_not_is_refused():
-  with pytest.raises(BadInput, match=r"--store host: for .*clients of 40,000 bytes"):
+  with pytest.raises(BadInput, match=r"store host: for .*clients of 40,000 bytes"):
     store.on_host(2**44, 10_000, "float32")

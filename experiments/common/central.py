@@ -146,7 +146,7 @@ NAMES = ("full precision", *QUANTIZERS)
 def run(name: str, options: Central) -> Path:
   """Trains by all quantisers; returns the results folder."""
   for method in options.only:
-    checks.require(method in NAMES, "--only", repr(method), ", ".join(map(repr, NAMES)))
+    checks.require(method in NAMES, "only", repr(method), ", ".join(map(repr, NAMES)))
   _check(options)
   chosen = [method for method in NAMES if method in (options.only or NAMES)]
   jobs = [partial(_job, method) for method in chosen]
@@ -163,12 +163,12 @@ def _pictured(chosen: list[str], bits: tuple[int, ...]) -> str | None:
 def _check(options: Central) -> None:
   for name in ("weights_rate", "proximity", "centers_rate", "centers_clip", "weights_clip",
                "sharpness"):  # fmt: skip
-    checks.positive(f"--{name.replace('_', '-')}", getattr(options, name))
-  checks.share("--straight-through", options.straight_through)
-  checks.non_negative("--weight-decay", options.weight_decay)
-  checks.non_negative("--relaxation", options.relaxation)
-  checks.fraction("--momentum", options.momentum, closed=False)
-  checks.at_least("--measured-rows", options.measured_rows, 0)
+    checks.positive(name, getattr(options, name))
+  checks.share("straight_through", options.straight_through)
+  checks.non_negative("weight_decay", options.weight_decay)
+  checks.non_negative("relaxation", options.relaxation)
+  checks.fraction("momentum", options.momentum, closed=False)
+  checks.at_least("measured_rows", options.measured_rows, 0)
 
 
 def _job(method: str, options: Central, federation: Federation) -> Job:

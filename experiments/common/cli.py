@@ -1,25 +1,20 @@
 """Finds an experiment by name, reads its options, and turns errors into one line."""
 
 import ast
-import contextlib
-import difflib
 import importlib
-import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
-
-import tyro
 
 from experiments.common.errors import Diverged, Lost, OutOfTime, Terminated
+from qupeD_jax import command_line
 from qupeD_jax.checks import BadInput
+from qupeD_jax.command_line import BAD_INPUT, fail
 
 FOLDER = Path(__file__).parent.parent
-BAD_INPUT, FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 2, 1, 130, 75, 143
-HELP = ("-h", "--help")
+FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 1, 130, 75, 143
 
 
 def names() -> list[str]:
@@ -50,21 +45,23 @@ def main(arguments: Sequence[str]) -> int:
 def run(name: str, *arguments: str) -> int:
   """Runs an experiment with the arguments as typed; returns the exit code."""
   keep_compiled()
+  known = ()
   try:
     require_name(name)
     # Imported only now: a typo must not wait for jax.
     experiment = importlib.import_module(f"experiments.{name}")
     hosts = importlib.import_module("experiments.common.hosts")
+    known = command_line.leaves(type(experiment.DEFAULTS))
     options = parse(experiment.DEFAULTS, arguments, name)
     if hosts.must_be_watched(options):
       return hosts.watch([name, *arguments])
     hosts.run(name, experiment.main, options)
   except BadInput as error:
-    return _fail(error, BAD_INPUT)
+    return fail(command_line.in_flags(error, known), BAD_INPUT)
   except KeyboardInterrupt:
-    return _fail("interrupted; the same command goes on from the last save", INTERRUPTED)
+    return fail("interrupted; the same command goes on from the last save", INTERRUPTED)
   except (Diverged, Lost) as error:
-    return _fail(error, FAILED)
+    return fail(error, FAILED)
   except OutOfTime as stopped:
     print(stopped)
     return UNFINISHED
@@ -92,15 +89,15 @@ def keep_compiled() -> None:
 def require_name(name: str) -> None:
   """Raises BadInput, naming the nearest experiment, unless there is one of that name."""
   if name not in names():
-    nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
-    raise BadInput(f"NAME={name}: no such experiment; nearest is {nearest}; all: make experiments")
+    near = command_line.nearest(name, names())
+    raise BadInput(f"NAME={name}: no such experiment{near}; all: make experiments")
 
 
 def parse(defaults, arguments: Sequence[str], name: str):
   """Reads the options of an experiment from the command line.
 
   Args:
-    defaults: a frozen dataclass; tyro makes its fields options and its docstrings their help.
+    defaults: a frozen dataclass, nested or not, whose fields are the options.
     arguments: as typed.
     name: of the experiment.
 
@@ -108,89 +105,11 @@ def parse(defaults, arguments: Sequence[str], name: str):
     `defaults` with what was typed.
 
   Raises:
-    BadInput: naming the nearest option for an unknown one, or what is allowed for a bad value.
+    BadInput: an option is unknown or its value cannot be read.
     SystemExit: with code 0, after --help.
   """
-  # What tyro says of bad input is a box, coloured and as wide as the terminal: it is not for one
-  # line. It goes unread, and the argument that is to blame is looked for.
-  try:
-    options, unknown = _read(defaults, arguments, name)
-  except SystemExit as error:
-    if not error.code:
-      raise
-    raise BadInput(_blame(defaults, arguments)) from None
-  if unknown:
-    raise BadInput(_nearest(defaults, unknown[0]))
-  return options
-
-
-def _read(defaults, arguments: Sequence[str], name: str = ""):
-  """Returns the options and the arguments that belong to none."""
-  with contextlib.redirect_stderr(io.StringIO()):
-    return tyro.cli(
-      type(defaults),
-      default=defaults,
-      description=_first_line(name),
-      args=list(arguments),
-      prog=f"make experiment NAME={name} ARGS=",
-      return_unknown_args=True,
-    )
-
-
-def _blame(defaults, arguments: Sequence[str]) -> str:
-  """Finds the option whose value cannot be read, and says what is allowed."""
-  types = {_flag(name): kind for name, kind in get_type_hints(type(defaults)).items()}
-  starts = [i for i, argument in enumerate(arguments) if argument.startswith("--")]
-  for start, stop in zip(starts, [*starts[1:], None], strict=True):
-    typed, *values = (*arguments[start].split("=", 1), *arguments[start + 1 : stop])
-    flag = _flag(typed)
-    if flag in types and not _readable(defaults, arguments[start:stop]):
-      value = " ".join(values) or "without a value"
-      return f"{flag} {value}: allowed is {_allowed(types[flag])}"
-  return f"{' '.join(arguments)}: not understood; ARGS=--help lists the options"
-
-
-def _readable(defaults, arguments: Sequence[str]) -> bool:
-  try:
-    _read(defaults, [argument for argument in arguments if argument not in HELP])
-  except SystemExit:
-    return False
-  return True
-
-
-def _allowed(kind) -> str:
-  """Says what can be typed for a field of this type.
-
-  >>> _allowed(int | None), _allowed(tuple[float, ...])
-  ('a whole number or None', 'a number, or several with spaces between')
-  """
-  choices = [choice for choice in get_args(kind) if choice is not ...]
-  if get_origin(kind) is tuple:
-    return f"{_allowed(choices[0])}, or several with spaces between"
-  if get_origin(kind) is Literal:
-    return " or ".join(map(str, choices))
-  if choices:
-    return " or ".join(map(_allowed, choices))
-  words = {int: "a whole number", float: "a number", str: "any text", type(None): "None"}
-  return words.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _nearest(defaults, unknown: str) -> str:
-  """Says that an argument belongs to no option, and which option it may have been meant for."""
-  types = get_type_hints(type(defaults))
-  known = [*types, *(f"no_{name}" for name, kind in types.items() if kind is bool)]
-  typed = unknown.split("=")[0]
-  word = typed.strip("-").replace("-", "_").lower()
-  # A stray value resembles no option; a mistyped option resembles one, however little.
-  cutoff = 0 if typed.startswith("-") else 0.6
-  near = [name for name in known if word and name.startswith(word)]
-  near = near or difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-  hint = f"; nearest is {_flag(near[0])}" if near else ""
-  return f"{typed}: belongs to no option{hint}"
-
-
-def _flag(name: str) -> str:
-  return "--" + name.lstrip("-").replace("_", "-")
+  typed = f"make experiment NAME={name} ARGS="
+  return command_line.parse(defaults, arguments, prog=typed, description=_first_line(name))
 
 
 def _first_line(name: str) -> str:
@@ -198,11 +117,6 @@ def _first_line(name: str) -> str:
   path = FOLDER / f"{name}.py"
   documentation = (path.is_file() and ast.get_docstring(ast.parse(path.read_text("utf-8")))) or ""
   return documentation.partition("\n")[0]
-
-
-def _fail(message: object, code: int) -> int:
-  print("error:", " ".join(str(message).split()), file=sys.stderr)
-  return code
 
 
 def leave(code: int) -> None:

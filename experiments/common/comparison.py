@@ -153,7 +153,7 @@ def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
   """Returns the entries of these names, or all; raises BadInput for a name there is not."""
   known = {entry.name: entry for entry in ENTRIES}
   for name in names:
-    checks.require(name in known, "--only", repr(name), ", ".join(map(repr, known)))
+    checks.require(name in known, "only", repr(name), ", ".join(map(repr, known)))
   return tuple(known[name] for name in names or known)
 
 

@@ -157,8 +157,8 @@ def _check_batches(options: Federated, cohorts: tuple[Cohort, ...]) -> None:
   client, size = cohort.smallest(cohorts)
   checks.require(
     options.partial_batches or options.batch_size <= size,
-    "--batch-size",
+    "batch_size",
     options.batch_size,
-    f"at most {size}, the training rows of client {client}; with --partial-batches such a client "
+    f"at most {size}, the training rows of client {client}; with `partial_batches` such a client "
     "trains on all of its rows in each step instead",
   )

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from experiments.common.errors import Lost
 from experiments.common.options import Federated
 from qupeD_jax import checks, parallel
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import refusal
 
 AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
 LOST = "another process of this run was lost; the same commands go on from the last save"
@@ -32,25 +32,24 @@ LOST = "another process of this run was lost; the same commands go on from the l
 # What is said, by one library or another, when a process does not answer any more.
 _BROKEN = "gloo|nccl|coordination service|connection (reset|closed|refused)|unavailable"
 _WATCHER = "QUPED_JAX_WATCHER"  # process that watches this one
-_FLAG = "--coordinator"
 
 
 def check(options: Federated) -> None:
   """Raises BadInput unless the options say where the processes meet and how many there are."""
   if options.devices is not None:
-    checks.at_least("--devices", options.devices, 1)
+    checks.at_least("devices", options.devices, 1)
   if options.coordinator in (None, AUTO):
     for name in ("processes", "process"):
       value = getattr(options, name)
-      checks.require(value is None, f"--{name}", value, f"given with {_FLAG} HOST:PORT only")
+      checks.require(value is None, name, value, "given with `coordinator` HOST:PORT only")
     return
   host, _, port = options.coordinator.rpartition(":")
   known = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
-  checks.require(known, _FLAG, options.coordinator, f"HOST:PORT or {AUTO}")
-  checks.at_least("--processes", options.processes, 1)
+  checks.require(known, "coordinator", options.coordinator, f"HOST:PORT or {AUTO}")
+  checks.at_least("processes", options.processes, 1)
   own = options.process
   holds = own is not None and 0 <= own < options.processes
-  checks.require(holds, "--process", own, f"0 to {options.processes - 1}, each of them once")
+  checks.require(holds, "process", own, f"0 to {options.processes - 1}, each of them once")
 
 
 def run(name: str, main: Callable[[Federated], None], options: Federated) -> None:
@@ -124,7 +123,7 @@ def _initialize(options: Federated) -> None:
     jax.distributed.initialize(*(() if options.coordinator == AUTO else given))
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
-    raise BadInput(f"{_FLAG} {options.coordinator}: {reason}") from None
+    raise refusal("coordinator", options.coordinator, reason) from None
 
 
 def must_be_watched(options: Federated) -> bool:

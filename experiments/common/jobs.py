@@ -204,7 +204,7 @@ def averaging_rounds(options: Options) -> int:
   """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
   least = options.finetune_rounds + 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
-  checks.require(options.rounds > least, "--rounds", options.rounds, allowed)
+  checks.require(options.rounds > least, "rounds", options.rounds, allowed)
   return min(max(1, round(options.averaging_share * options.rounds)), options.rounds - least)
 
 

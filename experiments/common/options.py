@@ -175,27 +175,27 @@ def check(options: Federated) -> None:
     "corrupt": 0,
   }  # fmt: skip
   for name, low in at_least.items():
-    checks.at_least(flag(name), getattr(options, name), low)
-  checks.positive("--alpha", options.alpha)
+    checks.at_least(name, getattr(options, name), low)
+  checks.positive("alpha", options.alpha)
   if options.clients_per_step is not None:
-    checks.at_least("--clients-per-step", options.clients_per_step, 1)
+    checks.at_least("clients_per_step", options.clients_per_step, 1)
   if options.minutes is not None:
-    checks.positive("--minutes", options.minutes)
+    checks.positive("minutes", options.minutes)
   if options.checkpoint_every is not None:
-    checks.at_least("--checkpoint-every", options.checkpoint_every, 0)
+    checks.at_least("checkpoint_every", options.checkpoint_every, 0)
   # Keys take 32 bits of a seed.
   last = options.seed + options.seeds - 1
-  checks.require(last < 2**32, "--seed", options.seed, f"below 2^32, with {options.seeds} seeds")
+  checks.require(last < 2**32, "seed", options.seed, f"below 2^32, with {options.seeds} seeds")
   for name in ("participation", "averaging_share", "train_share"):
-    checks.fraction(flag(name), getattr(options, name), closed=True)
+    checks.fraction(name, getattr(options, name), closed=True)
   _check_faults(options)
   _check_store(options)
-  checks.bits("--bits", options.bits)
-  checks.require(len(options.bits) > 0, "--bits", "()", "at least one precision")
+  checks.bits("bits", options.bits)
+  checks.require(len(options.bits) > 0, "bits", "()", "at least one precision")
   fits = options.finetune_rounds < options.rounds
-  allowed = f"below --rounds {options.rounds}"
-  checks.require(fits, "--finetune-rounds", options.finetune_rounds, allowed)
-  checks.require(len(options.models) > 0, "--models", "()", " or ".join(models.NAMES))
+  allowed = f"below `rounds` {options.rounds}"
+  checks.require(fits, "finetune_rounds", options.finetune_rounds, allowed)
+  checks.require(len(options.models) > 0, "models", "()", " or ".join(models.NAMES))
   for name in ("data_dir", "out"):
     _check_folder(name, getattr(options, name), must_exist=name == "data_dir")
 
@@ -203,31 +203,31 @@ def check(options: Federated) -> None:
 def _check_store(options: Federated) -> None:
   if options.store == "device":
     return
-  where = f"with --store {options.store}"
+  where = f"with `store` {options.store}"
   allowed = f"below 1 {where}: only those that train are on the device"
-  checks.require(options.participation < 1, "--participation", options.participation, allowed)
+  checks.require(options.participation < 1, "participation", options.participation, allowed)
   saved = options.minutes is None and not options.checkpoint_every
-  name = "--checkpoint-every" if options.minutes is None else "--minutes"
+  name = "checkpoint_every" if options.minutes is None else "minutes"
   value = options.checkpoint_every if options.minutes is None else options.minutes
   checks.require(saved, name, value, f"None {where}: what lies there is not saved")
-  checks.require(options.devices in (None, 1), "--devices", options.devices, f"1 {where}")
+  checks.require(options.devices in (None, 1), "devices", options.devices, f"1 {where}")
 
 
 def _check_faults(options: Federated) -> None:
-  checks.fraction("--dropout", options.dropout, closed=False)
-  checks.share("--stragglers", options.stragglers)
+  checks.fraction("dropout", options.dropout, closed=False)
+  checks.share("stragglers", options.stragglers)
   fits = options.stragglers == 0 or options.local_steps > 1
-  checks.require(fits, "--stragglers", options.stragglers, "0 with --local-steps 1")
-  fits, allowed = options.corrupt <= options.clients, f"at most --clients {options.clients}"
-  checks.require(fits, "--corrupt", options.corrupt, allowed)
-  checks.require(0 <= options.trim < 0.5, "--trim", options.trim, "in [0, 0.5)")
-  checks.positive("--clip-norm", options.clip_norm)
+  checks.require(fits, "stragglers", options.stragglers, "0 with `local_steps` 1")
+  fits, allowed = options.corrupt <= options.clients, f"at most `clients` {options.clients}"
+  checks.require(fits, "corrupt", options.corrupt, allowed)
+  checks.require(0 <= options.trim < 0.5, "trim", options.trim, "in [0, 0.5)")
+  checks.positive("clip_norm", options.clip_norm)
   noise = options.noise_multiplier
-  checks.non_negative("--noise-multiplier", noise)
+  checks.non_negative("noise_multiplier", noise)
   fits = noise == 0 or options.aggregate == "clipped_mean"
-  checks.require(fits, "--noise-multiplier", noise, "0 without --aggregate clipped_mean")
+  checks.require(fits, "noise_multiplier", noise, "0 without `aggregate` clipped_mean")
   if options.delta is not None:
-    checks.require(0 < options.delta < 1, "--delta", options.delta, "in (0, 1)")
+    checks.require(0 < options.delta < 1, "delta", options.delta, "in (0, 1)")
 
 
 def check_hyperparameters(values: Hyperparameters) -> None:
@@ -235,13 +235,13 @@ def check_hyperparameters(values: Hyperparameters) -> None:
   positive = ("weights_rate", "global_rate", "centers_rate", "centers_clip", "finetune_rate",
               "fedavg_rate", "fedavg_finetune_rate", "temperature", "penalty")  # fmt: skip
   for name in positive:
-    checks.positive(flag(name), getattr(values, name))
+    checks.positive(name, getattr(values, name))
   for name in ("global_loss_weight", "proximity", "mu", "inner_rate"):
-    checks.non_negative(flag(name), getattr(values, name))
+    checks.non_negative(name, getattr(values, name))
   for name in ("lambda_p", "global_lambda_p"):
-    checks.fraction(flag(name), getattr(values, name), closed=False)
-  checks.share("--straight-through", values.straight_through)
-  checks.fraction("--final-rate", values.final_rate, closed=True)
+    checks.fraction(name, getattr(values, name), closed=False)
+  checks.share("straight_through", values.straight_through)
+  checks.fraction("final_rate", values.final_rate, closed=True)
 
 
 def _check_folder(name: str, path: str | None, must_exist: bool) -> None:
@@ -251,16 +251,7 @@ def _check_folder(name: str, path: str | None, must_exist: bool) -> None:
   nearest = next(p for p in (full, *full.parents) if p.exists())
   holds = nearest.is_dir() and (nearest == full or not must_exist)
   allowed = "a folder that exists" if must_exist else "a folder, which is made if need be"
-  checks.require(holds, flag(name), path, allowed)
-
-
-def flag(name: str) -> str:
-  """Writes a field's name as it stands on the command line.
-
-  >>> flag("lambda_p")
-  '--lambda-p'
-  """
-  return "--" + name.replace("_", "-")
+  checks.require(holds, name, path, allowed)
 
 
 # The paper's scale, in rounds of 10 steps: 250 epochs of CIFAR-10, 50 epochs of MNIST.

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.jobs import Job
-from experiments.common.options import flag
 from qupeD_jax import files, metrics
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import refusal
+from qupeD_jax.command_line import flag
 
 # Options in which one run may differ from its continuation, and pieces of one table.
 PASSING = ("out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process")
@@ -36,7 +36,7 @@ def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
     BadInput: a folder cannot be read, or was made with other options.
   """
   for folder in folders:
-    _check(Path(folder), config, f"--parts {folder}")
+    _check(Path(folder), config)
   return [_read(Path(folder)) for folder in folders]
 
 
@@ -52,9 +52,10 @@ def differences(folder: Path, config: dict[str, Any]) -> list[str]:
   return [f"{flag(k)} {shown(theirs)}, here {shown(ours)}" for k, theirs, ours in differs]
 
 
-def _check(folder: Path, config: dict[str, Any], where: str) -> None:
+def _check(folder: Path, config: dict[str, Any]) -> None:
   for name, theirs, ours in _differing(folder, config, OWN):
-    raise BadInput(f"{where}: made with {name} {theirs}; allowed is {ours}, as here")
+    reason = f"made with `{name}` {theirs}; allowed is {ours}, as here"
+    raise refusal("parts", folder, reason)
 
 
 def _differing(

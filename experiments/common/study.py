@@ -77,7 +77,7 @@ def run(
     check(job.options)
   methods = [method for job in jobs for method in job.variants]
   distinct = len(set(methods)) == len(methods)
-  checks.require(distinct, "--bits", options.bits, f"other than in {', '.join(methods)}")
+  checks.require(distinct, "bits", options.bits, f"other than in {', '.join(methods)}")
   config = config_of(name, options)
   found = parts.read(taken, config)
   folder, say = folder_of(name, options), sayer(console)

@@ -102,7 +102,7 @@ def _run(
     common |= {"state": state, "pause": pause, "mesh": parallel.make_mesh(options.devices)}
     return engine.run(resident, *given, measure=measure, **common)
   allowed = f"device, where {', '.join(phase.measures)} is measured"
-  checks.require(not phase.measures, "--store", options.store, allowed)
+  checks.require(not phase.measures, "store", options.store, allowed)
   place = store.on_host if options.store == "host" else store.on_disk(folder)
   result = streaming.run(build, *given, fraction=fraction, alone=phase.alone, place=place, **common)
   # Those that never trained are needed too: to start the next phase, and as models to be shipped.

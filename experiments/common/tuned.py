@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.common.options import Hyperparameters
 from qupeD_jax import checks, files
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, refusal
 
 FILE = Path(__file__).parent.parent / "tuned.toml"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Hyperparameters)}
@@ -61,9 +61,11 @@ def of(values: Values, group: str, method: str) -> dict[str, float]:
   """
   found = values.get(group, {}).get(method)
   if found is None:
-    raise BadInput(
-      f'--tuned-on {group}: no [{group}."{method}"] in the file of --tuned; '
-      "make experiment NAME=tune_cifar10, and its like for other data sets, chooses such values"
+    raise refusal(
+      "tuned_on",
+      group,
+      f'no [{group}."{method}"] in the file of `tuned`; '
+      "make experiment NAME=tune_cifar10, and its like for other data sets, chooses such values",
     )
   return {name: float(value) for name, value in found.items()}
 

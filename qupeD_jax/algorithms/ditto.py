@@ -54,9 +54,9 @@ def ditto(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size)
-  checks.non_negative("--penalty", penalty)
-  checks.positive("--rate", rate)
-  checks.positive("--global-rate", global_rate)
+  checks.non_negative("penalty", penalty)
+  checks.positive("rate", rate)
+  checks.positive("global_rate", global_rate)
 
   def init(key, data, cohorts):
     del data

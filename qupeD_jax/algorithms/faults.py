@@ -29,7 +29,7 @@ def with_dropout(algorithm: Algorithm, share: float) -> Algorithm:
   Raises:
     BadInput: share is out of range.
   """
-  checks.fraction("--dropout", share, closed=False)
+  checks.fraction("share", share, closed=False)
 
   def round_fn(key, state, data, cohorts):
     lost = tuple(_drawn(jax.random.fold_in(key, _LOSE), cohort) < share for cohort in cohorts)
@@ -58,8 +58,8 @@ def with_stragglers(algorithm: Algorithm, share: float, local_steps: int) -> Alg
   Raises:
     BadInput: an argument is out of range.
   """
-  checks.share("--stragglers", share)
-  checks.at_least("--local-steps", local_steps, 2)
+  checks.share("share", share)
+  checks.at_least("local_steps", local_steps, 2)
 
   def round_fn(key, state, data, cohorts):
     slow_key, steps_key = jax.random.split(jax.random.fold_in(key, _SLOW))

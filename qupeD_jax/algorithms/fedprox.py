@@ -38,7 +38,7 @@ def fedprox(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  checks.non_negative("--mu", mu)
+  checks.non_negative("mu", mu)
 
   def objective(variables, server_variables, batch):
     loss, stats = client.personal_loss(model, batch)(variables)

@@ -58,8 +58,8 @@ def finetune(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size, client.Rates(rate, centers_rate))
-  checks.fraction("--lambda-p", lambda_p, closed=False)
-  checks.positive("--temperature", temperature)
+  checks.fraction("lambda_p", lambda_p, closed=False)
+  checks.positive("temperature", temperature)
 
   def harden(personal):
     variables, codebooks, _ = personal

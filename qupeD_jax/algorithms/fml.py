@@ -60,11 +60,11 @@ def fml(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size)
-  checks.fraction("--lambda-p", lambda_p, closed=False)
-  checks.fraction("--global-lambda-p", global_lambda_p, closed=False)
-  checks.positive("--temperature", temperature)
-  checks.positive("--rate", rate)
-  checks.positive("--global-rate", global_rate)
+  checks.fraction("lambda_p", lambda_p, closed=False)
+  checks.fraction("global_lambda_p", global_lambda_p, closed=False)
+  checks.positive("temperature", temperature)
+  checks.positive("rate", rate)
+  checks.positive("global_rate", global_rate)
 
   def init(key, data, cohorts):
     del data

@@ -53,7 +53,7 @@ def local(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size, rates)
-  checks.share("--straight-through", straight_through)
+  checks.share("straight_through", straight_through)
 
   def init(key, data, cohorts):
     del data

@@ -37,8 +37,8 @@ def with_own_statistics(
   Raises:
     BadInput: num_batches or batch_size is not a whole number of at least 1.
   """
-  checks.at_least("--statistics-batches", num_batches, 1)
-  checks.at_least("--batch-size", batch_size, 1)
+  checks.at_least("num_batches", num_batches, 1)
+  checks.at_least("batch_size", batch_size, 1)
 
   def renew(model, variables, data, key, index, size):
     rows, _ = client.draw_rows(key, index, size, num_batches, batch_size)

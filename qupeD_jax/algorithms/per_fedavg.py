@@ -56,9 +56,9 @@ def per_fedavg(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size)
-  checks.at_least("--adapt-steps", adapt_steps, 1)
-  checks.non_negative("--inner-rate", inner_rate)
-  checks.positive("--rate", rate)
+  checks.at_least("adapt_steps", adapt_steps, 1)
+  checks.non_negative("inner_rate", inner_rate)
+  checks.positive("rate", rate)
 
   def init(key, data, cohorts):
     del data

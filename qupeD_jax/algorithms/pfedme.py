@@ -61,11 +61,11 @@ def pfedme(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size)
-  checks.at_least("--inner-steps", inner_steps, 1)
-  for name, value in (("--penalty", penalty), ("--mixing", mixing)):
+  checks.at_least("inner_steps", inner_steps, 1)
+  for name, value in (("penalty", penalty), ("mixing", mixing)):
     checks.positive(name, value)
-  checks.positive("--rate", rate)
-  checks.positive("--global-rate", global_rate)
+  checks.positive("rate", rate)
+  checks.positive("global_rate", global_rate)
 
   def init(key, data, cohorts):
     del data

@@ -87,13 +87,13 @@ def quped(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size, rates)
-  checks.fraction("--lambda-p", lambda_p, closed=False)
-  checks.positive("--temperature", temperature)
-  checks.positive("--global-rate", global_rate)
-  checks.non_negative("--global-loss-weight", global_loss_weight)
-  checks.share("--straight-through", straight_through)
+  checks.fraction("lambda_p", lambda_p, closed=False)
+  checks.positive("temperature", temperature)
+  checks.positive("global_rate", global_rate)
+  checks.non_negative("global_loss_weight", global_loss_weight)
+  checks.share("straight_through", straight_through)
   global_temperature = temperature if global_temperature is None else global_temperature
-  checks.positive("--global-temperature", global_temperature)
+  checks.positive("global_temperature", global_temperature)
 
   def init(key, data, cohorts):
     del data

@@ -64,8 +64,8 @@ def qupel(
     BadInput: a hyperparameter is out of range.
   """
   client.check(local_steps, batch_size, rates)
-  checks.non_negative("--penalty", penalty)
-  checks.positive("--global-rate", global_rate)
+  checks.non_negative("penalty", penalty)
+  checks.positive("global_rate", global_rate)
 
   def models_of(cohorts):
     return (model,) * len(cohorts)

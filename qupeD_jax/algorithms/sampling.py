@@ -30,7 +30,7 @@ def with_sampling(algorithm: Algorithm, fraction: float, axis: str | None = None
   Raises:
     BadInput: fraction is out of range.
   """
-  checks.fraction("--participation", fraction, closed=True)
+  checks.fraction("fraction", fraction, closed=True)
 
   def round_fn(key, state, data, cohorts):
     # The algorithm gets the round's own key, so that a share of 1 changes nothing.

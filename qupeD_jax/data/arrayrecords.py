@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, refusal
 from qupeD_jax.data import catalog
 
 PARTS = ("train", "test")
@@ -48,7 +48,7 @@ def read(
   if folder is None:
     where = catalog.folder(data_dir)
     make = catalog.make_command(name, data_dir)
-    raise BadInput(f"--dataset {name}: not prepared in {where}; run {make}")
+    raise refusal("dataset", name, f"not prepared in {where}; run {make}")
   try:
     prepared = _metadata(folder, name)
     return tuple(_read_part(prepared.shards[part], prepared.shape) for part in PARTS)

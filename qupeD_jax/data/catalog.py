@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import refusal
 
 EMNIST = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 TFDS = ("mnist", "fashion_mnist", "cifar10", *(f"emnist/{config}" for config in EMNIST))
@@ -29,13 +29,13 @@ def require_known(name: str) -> None:
   >>> require_known("cifar-10")  # doctest: +ELLIPSIS
   Traceback (most recent call last):
   ...
-  qupeD_jax.checks.BadInput: --dataset cifar-10: allowed is digits, ...; the nearest is cifar10
+  qupeD_jax.checks.BadInput: dataset cifar-10: allowed is digits, ...; the nearest is cifar10
   """
   if name in NAMES:
     return
   near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
   hint = f"; the nearest is {near[0]}" if near else ""
-  raise BadInput(f"--dataset {name}: allowed is {', '.join(NAMES)}{hint}")
+  raise refusal("dataset", name, f"allowed is {', '.join(NAMES)}{hint}")
 
 
 def folder(data_dir: str | os.PathLike | None = None) -> Path:

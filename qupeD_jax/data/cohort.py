@@ -36,7 +36,7 @@ def assign_groups(num_clients: int, num_groups: int, num_bits: int = 1) -> tuple
   if num_groups > 1:
     enough = num_groups * num_bits
     allowed = f"at least {enough}, so that each of {num_groups} models meets {num_bits} precisions"
-    checks.require(num_clients >= enough, "--clients", num_clients, allowed)
+    checks.require(num_clients >= enough, "num_clients", num_clients, allowed)
   client = np.arange(num_clients, dtype=np.int32)
   group = client // num_bits % num_groups
   return tuple(client[group == i] for i in range(num_groups))
@@ -51,8 +51,8 @@ def assign_bits(choices: Sequence[int], num_clients: int) -> np.ndarray:
   >>> assign_bits((2, 32), num_clients=5)
   array([ 2, 32,  2, 32,  2], dtype=int32)
   """
-  checks.require(len(choices) > 0, "--bits", "()", "at least one precision")
-  checks.bits("--bits", choices)
+  checks.require(len(choices) > 0, "bits", "()", "at least one precision")
+  checks.bits("bits", choices)
   return np.resize(np.asarray(choices, np.int32), num_clients)
 
 
@@ -82,7 +82,7 @@ def cohorts(
   """
   num_clients = len(ragged.offsets) - 1
   _require_clients(groups, num_clients)
-  checks.require(len(bits) == num_clients, "--bits", len(bits), f"{num_clients}, one a client")
+  checks.require(len(bits) == num_clients, "bits", len(bits), f"{num_clients}, one a client")
   return tuple(_cohort(ragged, np.asarray(group), bits, pad_to) for group in groups)
 
 

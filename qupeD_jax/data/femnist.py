@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, refusal
 from qupeD_jax.data import catalog
 
 SIDE = 28
@@ -59,7 +59,7 @@ def _layout(folder: Path) -> tuple[Iterator[_Writer], Iterator[_Writer]]:
       if (root / f"{stem}_train.h5").exists():
         return _hdf5(root / f"{stem}_train.h5"), _hdf5(root / f"{stem}_test.h5")
   where = folder / "femnist"
-  raise BadInput(f"--dataset femnist: nothing in {where}; put there {catalog.FEMNIST_FILES}")
+  raise refusal("dataset", "femnist", f"nothing in {where}; put there {catalog.FEMNIST_FILES}")
 
 
 def _leaf(folder: Path) -> Iterator[_Writer]:

@@ -6,7 +6,7 @@ clients can share a row. Everything follows from an integer seed, and nothing lo
 
 import numpy as np
 
-from qupeD_jax.checks import BadInput, at_least, require
+from qupeD_jax.checks import at_least, refusal, require
 from qupeD_jax.data.ragged import gather, rank, select, sizes
 
 NOBODY = -1  # the owner of unused rows
@@ -43,11 +43,11 @@ def by_class(
   >>> (np.bincount(owner * 3 + labels).reshape(3, 3) > 0).sum(axis=1)
   array([2, 2, 2])
   """
-  at_least("--clients", num_clients, 1)
-  at_least("--classes-per-client", classes_per_client, 1)
+  at_least("num_clients", num_clients, 1)
+  at_least("classes_per_client", classes_per_client, 1)
   classes, label_ids = np.unique(labels, return_inverse=True)
   allowed = f"at most {len(classes)}, the number of classes"
-  require(classes_per_client <= len(classes), "--classes-per-client", classes_per_client, allowed)
+  require(classes_per_client <= len(classes), "classes_per_client", classes_per_client, allowed)
   rng = generator(seed, "by_class")
   held = _deal_classes(num_clients, len(classes), classes_per_client, rng)
   least = -(-LEAST // classes_per_client)
@@ -84,7 +84,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> 
   >>> bool(np.bincount(owner, minlength=4).min() >= 2)
   True
   """
-  require(0 < alpha <= ALPHA_MAX, "--alpha", alpha, f"above 0 and at most {ALPHA_MAX:g}")
+  require(0 < alpha <= ALPHA_MAX, "alpha", alpha, f"above 0 and at most {ALPHA_MAX:g}")
   _require_rows_for_clients(num_clients, len(labels))
   rng = generator(seed, "dirichlet")
   owner = np.empty(len(labels), np.int32)
@@ -134,7 +134,7 @@ def thin(owner: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.n
   >>> thin(np.zeros(8, np.int32), np.repeat([0, 1], 4), share=0.25, seed=0).tolist().count(0)
   2
   """
-  require(0 < share <= 1, "--train-share", share, "above 0 and at most 1")
+  require(0 < share <= 1, "share", share, "above 0 and at most 1")
   num_classes = int(labels.max()) + 1
   kind = np.where(owner == NOBODY, NOBODY, owner * num_classes + labels)
   rows = gather(kind, int(kind.max()) + 1, generator(seed, "thin"))
@@ -161,18 +161,18 @@ def natural(client: np.ndarray | None, num_clients: int | None = None) -> np.nda
   array([ 1,  0,  0, -1], dtype=int32)
   """
   if client is None:
-    raise BadInput("--partition natural: the data set does not say whose its examples are")
+    raise refusal("partition", "natural", "the data set does not say whose its examples are")
   known, owner = np.unique(client, return_inverse=True)
   if num_clients is not None:
-    at_least("--clients", num_clients, 1)
-    require(num_clients <= len(known), "--clients", num_clients, f"at most {len(known)} here")
+    at_least("num_clients", num_clients, 1)
+    require(num_clients <= len(known), "num_clients", num_clients, f"at most {len(known)} here")
     owner = np.where(owner < num_clients, owner, NOBODY)
   return owner.astype(np.int32)
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
   """Returns a generator for one purpose: steps that share a seed must not share their numbers."""
-  at_least("--seed", seed, 0)
+  at_least("seed", seed, 0)
   return np.random.default_rng([seed, *purpose.encode()])
 
 
@@ -211,9 +211,9 @@ def _relieve(owner: np.ndarray, num_clients: int, rng: np.random.Generator) -> n
 
 def _require_rows_for_clients(num_clients: int, num_rows: int) -> None:
   """Requires at least LEAST rows for every client."""
-  at_least("--clients", num_clients, 1)
+  at_least("num_clients", num_clients, 1)
   allowed = f"at most {num_rows // LEAST}, so that each has {LEAST} of {num_rows} training rows"
-  require(num_clients * LEAST <= num_rows, "--clients", num_clients, allowed)
+  require(num_clients * LEAST <= num_rows, "num_clients", num_clients, allowed)
 
 
 def _require_rows_for_holders(
@@ -226,4 +226,4 @@ def _require_rows_for_holders(
   if short.size:
     label = short[0]
     need = f"{holders[label]} clients need {least} each of the {rows[label]} rows of its class"
-    raise BadInput(f"--clients {num_clients}: too many, {need} {classes[label]}")
+    raise refusal("num_clients", num_clients, f"too many, {need} {classes[label]}")

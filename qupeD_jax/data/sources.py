@@ -69,12 +69,12 @@ def downsample(dataset: Dataset, factor: int) -> Dataset:
   Raises:
     BadInput: the factor does not divide H and W.
   """
-  at_least("--downsample", factor, 1)
+  at_least("factor", factor, 1)
   if factor == 1:
     return dataset
   m, h, w, c = dataset.x.shape
   divides = h % factor == w % factor == 0
-  require(divides, "--downsample", factor, f"a divisor of {h} and {w}")
+  require(divides, "factor", factor, f"a divisor of {h} and {w}")
   squares = dataset.x.reshape(m, h // factor, factor, w // factor, factor, c)
   sums = squares.sum(
     axis=(2, 4), dtype=np.uint32

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qupeD_jax.checks import BadInput, at_least, require
+from qupeD_jax.checks import at_least, refusal, require
 from qupeD_jax.data.partition import LEAST, NOBODY, generator
 from qupeD_jax.data.ragged import Ragged, class_counts, gather, offsets, rank, select, sizes
 from qupeD_jax.types import Dataset
@@ -56,9 +56,9 @@ def split(
   >>> [sizes(ragged).tolist() for ragged in found]
   [[8, 8], [2, 2], [20, 20]]
   """
-  require(0 < validation < 1, "--validation", validation, "above 0 and below 1")
+  require(0 < validation < 1, "validation", validation, "above 0 and below 1")
   if max_test_rows is not None:
-    at_least("--max-test-rows", max_test_rows, 1)
+    at_least("max_test_rows", max_test_rows, 1)
   rng = generator(seed, "split")
   held = gather(owner, int(owner.max(initial=NOBODY)) + 1, rng)
   _require_each(sizes(held), LEAST, "training")
@@ -197,4 +197,5 @@ def _require_each(counts: np.ndarray, least: int, kind: str) -> None:
   short = np.flatnonzero(counts < least)
   if short.size or not counts.size:
     who = f"client {short[0]} has {counts[short[0]]}" if short.size else "no client has"
-    raise BadInput(f"--clients {counts.size}: {who} {kind} rows; allowed is at least {least}")
+    reason = f"{who} {kind} rows; allowed is at least {least}"
+    raise refusal("num_clients", counts.size, reason)

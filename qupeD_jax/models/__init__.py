@@ -81,7 +81,7 @@ def make(
   >>> logits.shape, stats
   ((3, 10), {})
   """
-  checks.require(name in NAMES, "--models", name, _known(name))
+  checks.require(name in NAMES, "model", name, _known(name))
   checks.require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
   forms = (*conv.FORMS, None)
   checks.require(conv_form in forms, "conv_form", conv_form, ", ".join(map(str, forms)))
