@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and strict JSON.
+"""Files that are written whole or not at all, strict JSON, and the reading of JSON and TOML.
 
-A number that is not finite is written as null. What the file system refuses, and what is no JSON,
-is a BadInput of one line that names the file.
+A number that is not finite is written as null. What the file system refuses, and whatever is wrong
+with a text that is read, is a BadInput of one line that names the file.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,10 @@ import jax
 import numpy as np
 
 from qupeD_jax.checks import BadInput
+
+_DEEPEST = 50  # levels of nesting that are read
+_WIDEST = 2**63  # whole numbers that are read lie below, on either side
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def plain(value: Any) -> Any:
@@ -58,26 +64,94 @@ def dump(value: Any, indent: int | None = None) -> str:
   return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
-def parse(text: str, where: object) -> dict[str, Any]:
-  """Reads one JSON object; `where` names its place in the error."""
+def decode(content: bytes, where: object, grammar: Callable[[str], Any] = json.loads) -> Any:
+  """Reads a text in UTF-8, whatever may be in it.
+
+  Args:
+    content: the text.
+    where: its place, for the error.
+    grammar: text -> value; raises ValueError where it is none.
+
+  Raises:
+    BadInput: it is not in UTF-8, or the grammar refuses it.
+  """
   try:
-    value = json.loads(text)
+    return grammar(content.decode("utf-8-sig"))
+  except RecursionError as error:
+    raise BadInput(f"{where}: damaged (nested too deeply)") from error
   except ValueError as error:
-    raise BadInput(f"{where}: damaged ({error})") from error
+    reason = " ".join(str(error).split(";")[0].split())
+    raise BadInput(f"{where}: damaged ({reason})") from error
+
+
+def parse(content: bytes, where: object) -> dict[str, Any]:
+  """Reads one JSON object, of finite numbers and sound text; `where` names its place in the error.
+
+  >>> parse(b'{"rounds": 1e999}', "config.json")
+  Traceback (most recent call last):
+  ...
+  qupeD_jax.checks.BadInput: config.json: damaged (a number that is not finite)
+  """
+  value = decode(content, where, lambda text: _sound(json.loads(text)))
   if not isinstance(value, dict):
     raise BadInput(f"{where}: damaged (not a JSON object)")
   return value
 
 
 def read(path: Path) -> dict[str, Any]:
-  """Reads a file that holds one JSON object.
+  """Reads a file that holds one JSON object, of finite numbers and sound text.
 
   Raises:
     BadInput: the file cannot be read, or holds something else.
   """
   with on_disk(path):
-    text = path.read_text(encoding="utf-8", errors="replace")
-  return parse(text, path)
+    content = path.read_bytes()
+  return parse(content, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+  """Reads a TOML file of finite numbers and sound text, without dates.
+
+  Raises:
+    BadInput: the file cannot be read, or holds something else.
+  """
+  with on_disk(path):
+    content = path.read_bytes()
+  return decode(content, path, lambda text: _sound(tomllib.loads(text)))
+
+
+def _sound(value: Any, depth: int = 0) -> Any:
+  """Returns what was read, once all of it can be computed with, and written again.
+
+  Raises:
+    ValueError: there is a number, a text or a kind of value in it of which that is not so.
+    RecursionError: it is nested too deeply.
+  """
+  if depth > _DEEPEST:
+    raise RecursionError
+  match value:
+    case None | bool():
+      pass
+    case int():
+      _hold(-_WIDEST < value < _WIDEST, "a whole number of more than 64 bits")
+    case float():
+      _hold(math.isfinite(value), "a number that is not finite")
+    case str():
+      _hold(value.isascii() or not _SURROGATE.search(value), "text with half a character")
+    case dict():
+      for key, entry in value.items():
+        _sound(key), _sound(entry, depth + 1)
+    case list():
+      for entry in value:
+        _sound(entry, depth + 1)
+    case _:
+      raise ValueError(f"a {type(value).__name__}")
+  return value
+
+
+def _hold(holds: bool, problem: str) -> None:
+  if not holds:
+    raise ValueError(problem)
 
 
 @contextlib.contextmanager

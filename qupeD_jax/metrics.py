@@ -17,6 +17,7 @@ All JSON is strict: a number that is not finite is written as null.
 """
 
 import datetime
+import numbers
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ CONFIG, METRICS, SUMMARY, TABLE = "config.json", "metrics.jsonl", "summary.json"
 ACCURACIES = "accuracies.json"
 COMPARISON, COMPARISON_TABLE = "comparison.json", "comparison.md"
 
+# What pictures show of a row of metrics.jsonl, numbers or null where it is there.
+_MEASURED = ("loss", "accuracy", "global_accuracy", "gradient_mapping")
 # What an entry of summary.json must have, as numbers or null, beside its accuracy and its bits.
 _NUMBERS = ("global_accuracy", "bytes_per_model", "bytes_per_round", "seconds")
 
@@ -114,10 +117,10 @@ def keep_rows(folder: str | os.PathLike, keep: Callable[[dict[str, Any]], bool])
   """
   path = Path(folder) / METRICS
   lines = _complete_lines(path)
-  kept = [line for i, line in enumerate(lines) if keep(files.parse(line, _place(path, i)))]
+  kept = [line for i, line in enumerate(lines) if keep(_row(line, path, i))]
   if len(kept) < len(lines):
     with files.whole(path) as file:
-      file.write("".join(line + "\n" for line in kept).encode())
+      file.write(b"".join(line + b"\n" for line in kept))
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -136,8 +139,8 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
   path = Path(folder) / METRICS
   rows = {}
   for i, line in enumerate(_complete_lines(path)):
-    row = files.parse(line, _place(path, i))
-    rows[row.get("method"), row.get("seed"), row.get("round")] = row
+    row = _row(line, path, i)
+    rows[row["method"], row["seed"], row["round"]] = row
   return list(rows.values())
 
 
@@ -228,6 +231,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   for name in ("config", "environment"):
     if not isinstance(written.get(name), dict):
       raise BadInput(f'{path}: not a config (it has no "{name}")')
+  if not isinstance(written.get("date", ""), str):
+    raise BadInput(f'{path}: not a config (its "date" is no text)')
   return written
 
 
@@ -351,12 +356,18 @@ def _methods(path: Path, kind: str, is_entry: Callable[[Any], bool]) -> dict[str
 
 def _is_entry(entry: Any) -> bool:
   """Tells whether an entry of a summary has what tables and pictures show of it."""
-  if not (isinstance(entry, dict) and isinstance(entry.get("accuracy"), dict) and "bits" in entry):
+  if not (isinstance(entry, dict) and isinstance(entry.get("accuracy"), dict)):
     return False
-  accuracy = entry["accuracy"]
+  accuracy, bits = entry["accuracy"], entry.get("bits")
+  bits = bits if isinstance(bits, list) else [bits]
   values = [accuracy.get(name, "") for name in ("mean", "std", "worst_decile")]
   values += [entry.get(name, "") for name in _NUMBERS]
-  return all(value is None or isinstance(value, int | float) for value in values)
+  return bool(bits) and all(isinstance(b, int) for b in bits) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+  """Tells whether a value is a number or, where there is none, null."""
+  return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _accuracies(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -366,6 +377,12 @@ def _accuracies(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
   except (KeyError, TypeError, ValueError) as error:
     raise BadInput(f"{where}: no seeds with accuracies [seeds, clients]") from error
   fits = accuracy.ndim == 2 and accuracy.size > 0 and len(seeds) == len(accuracy)
+  require(
+    all(isinstance(seed, numbers.Integral) for seed in seeds),
+    f"{where}: seeds",
+    seeds,
+    "whole numbers",
+  )
   allowed = f"[{len(seeds)} seeds, clients]"
   require(fits, f"{where}: accuracies of shape", accuracy.shape, allowed)
   outside = accuracy[~np.isnan(accuracy) & ~((accuracy >= 0) & (accuracy <= 1))]
@@ -398,15 +415,23 @@ def _worst_decile(accuracy: np.ndarray) -> float:
   return float(np.mean(np.sort(accuracy)[: max(1, accuracy.size // 10)]))
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[bytes]:
   """Reads the lines of a file but a last one that was cut short."""
   with files.on_disk(path):
-    complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-  return complete.splitlines()
+    *complete, _ = path.read_bytes().split(b"\n")
+  return complete
 
 
-def _place(path: Path, line: int) -> str:
-  return f"{path}, line {line + 1}"
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+  """Reads a row of metrics.jsonl, once it says whose it is and holds numbers to draw."""
+  where = f"{path}, line {number + 1}"
+  row = files.parse(line, where)
+  named = isinstance(row.get("method"), str)
+  counted = all(isinstance(row.get(name), int) for name in ("seed", "round"))
+  measured = all(_is_number(row.get(name)) for name in _MEASURED)
+  if not (named and counted and measured):
+    raise BadInput(f"{where}: damaged (no text `method`, whole `seed`, `round`, or numbers beside)")
+  return row
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -167,7 +167,7 @@ def test_the_file_reads_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
   ("text", "line"),
   [
-    ("[digits", "not TOML"),
+    ("[digits", "damaged"),
     ('[digits."local"]\nrate = 1', r'\[digits."local"\] rate: allowed is'),
     ('[digits."local"]\nmu = "x"', "mu x: allowed is a number"),
     ("digits = 1", "allowed is"),

@@ -66,15 +66,15 @@ def test_a_value_without_a_place_in_json_is_an_error(tmp_path):
 def test_rows_come_back_in_order_and_strict(tmp_path):
   folder = metrics.open_results(tmp_path, {})
   metrics.append_metrics(folder, [row(1, loss=jnp.float32(0.5)), row(2, loss=np.float64("nan"))])
-  metrics.append_metrics(folder, [row(np.int32(3), accuracy=jnp.array([0.5, jnp.inf]))])
+  metrics.append_metrics(folder, [row(np.int32(3), clients=jnp.array([0.5, jnp.inf]))])
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   assert [strict(line)["round"] for line in lines] == [1, 2, 3]
   rows = metrics.read_metrics(folder)
-  assert rows == [row(1, loss=0.5), row(2, loss=None), row(3, accuracy=[0.5, None])]
+  assert rows == [row(1, loss=0.5), row(2, loss=None), row(3, clients=[0.5, None])]
 
 
 JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats() | st.text(),
   lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
   max_leaves=8,
 )

@@ -5,12 +5,11 @@ hyperparameter. What a table does not name keeps its default in `options.Hyperpa
 """
 
 import dataclasses
-import tomllib
 from pathlib import Path
 
 from experiments.common.options import Hyperparameters
 from qupeD_jax import checks, files
-from qupeD_jax.checks import BadInput, refusal
+from qupeD_jax.checks import refusal
 
 FILE = Path(__file__).parent.parent / "tuned.toml"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Hyperparameters)}
@@ -33,12 +32,7 @@ def read(path: Path) -> Values:
   Raises:
     BadInput: it cannot be read, or something in it is no hyperparameter.
   """
-  with files.on_disk(path):
-    text = path.read_text("utf-8", errors="replace")
-  try:
-    values = tomllib.loads(text)
-  except tomllib.TOMLDecodeError as error:
-    raise BadInput(f"{path}: not TOML ({error})") from error
+  values = files.read_toml(path)
   for group, methods in values.items():
     checks.require(isinstance(methods, dict), f"{path}: {group}", methods, "a table of methods")
     for method, changes in methods.items():
@@ -50,7 +44,8 @@ def _check(where: str, changes) -> None:
   checks.require(isinstance(changes, dict), where, changes, "a table of hyperparameters")
   for name, value in changes.items():
     checks.require(name in DEFAULTS, where, name, ", ".join(DEFAULTS))
-    checks.require(isinstance(value, int | float), f"{where} {name}", value, "a number")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    checks.require(number, f"{where} {name}", value, "a number")
 
 
 def of(values: Values, group: str, method: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +16,7 @@ from experiments.common.jobs import Job, changed, job_name
 from experiments.common.options import Hyperparameters, Options, check
 from experiments.common.progress import Bar
 from qupeD_jax import engine, files, metrics, tables
+from qupeD_jax.checks import BadInput
 
 FILE = "tuning.json"
 SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
@@ -129,7 +131,17 @@ def _last(job: Job, rows: list[dict]) -> Scores:
 
 def _read(folder: Path) -> Scores:
   path = folder / FILE
-  return files.read(path)["scores"] if path.exists() else {}
+  scores = files.read(path).get("scores") if path.exists() else {}
+  good = isinstance(scores, dict) and all(map(_are_scores, scores.values()))
+  if not good:
+    raise BadInput(f"{path}: not the scores of a search")
+  return scores
+
+
+def _are_scores(entry: Any) -> bool:
+  if not isinstance(entry, list):
+    return entry is None
+  return bool(entry) and all(isinstance(score, int | float) for score in entry)
 
 
 def _write(folder: Path, scores: Scores) -> None:
