@@ -46,7 +46,7 @@ report: .venv
 	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
 	@folder="results/$(NAME)"; \
 	if ! test -d "$$folder" && test -d "experiments/$$folder"; then folder="experiments/$$folder"; fi; \
-	$(BIN)/python -m qupeD_jax.page "$$folder"
+	$(BIN)/python -m qupeD_jax.results.page "$$folder"
 
 test: .venv
 	$(BIN)/python -m pytest

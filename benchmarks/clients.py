@@ -20,8 +20,11 @@ import numpy as np
 
 from benchmarks import steps, timing, workload
 from benchmarks.workload import Case, Form
-from qupeD_jax import account, checks, command_line, engine, files, store, streaming, tables
-from qupeD_jax.algorithms.sampling import most, with_sampling
+from qupeD_jax import checks, command_line
+from qupeD_jax.engine import loop, store, streaming
+from qupeD_jax.io import files
+from qupeD_jax.results import account, tables
+from qupeD_jax.wrappers.sampling import most, with_sampling
 
 RESIDENT, HOST, DISK = "all on the device", "on the host", "on the disk"
 
@@ -112,11 +115,11 @@ def build(case: Case, options: Options) -> Callable:
   return lambda _: workload.algorithm(case, options.method)
 
 
-def one_run(case: Case) -> tuple[engine.Runs, Any]:
+def one_run(case: Case) -> tuple[loop.Runs, Any]:
   """Returns one run of all clients, on the host, and its data."""
   data, cohort = jax.tree.map(np.asarray, workload.federation(case))
   key = jax.random.key(workload.KEY)[None]
-  return engine.Runs(key, (jax.tree.map(lambda leaf: leaf[None], cohort),)), data
+  return loop.Runs(key, (jax.tree.map(lambda leaf: leaf[None], cohort),)), data
 
 
 def resident(case: Case, options: Options) -> Form:
@@ -136,10 +139,10 @@ def resident(case: Case, options: Options) -> Form:
 def resident_programs(case: Case, options: Options, runs, data, fraction: float):
   """Compiles a chunk as `engine.run` does, from arrays or their shapes; and what it starts from."""
   sampled = lambda setting: with_sampling(build(case, options)(setting), fraction)
-  init = jax.jit(jax.vmap(engine.initialise(sampled), (0, None)))
+  init = jax.jit(jax.vmap(loop.initialise(sampled), (0, None)))
   state = jax.eval_shape(init, runs, data)
-  chunk = jax.vmap(engine.train_chunk(sampled, options.every), (0, 0, None, None))
-  return engine.compile_ahead(chunk, runs, state, data, jnp.int32(0), donate=1), init
+  chunk = jax.vmap(loop.train_chunk(sampled, options.every), (0, 0, None, None))
+  return loop.compile_ahead(chunk, runs, state, data, jnp.int32(0), donate=1), init
 
 
 def streamed(case: Case, options: Options, place: store.Place) -> Form:
@@ -160,7 +163,7 @@ def streamed(case: Case, options: Options, place: store.Place) -> Form:
 def client_bytes(case: Case, options: Options) -> int:
   """Weighs one client's state."""
   runs, data = one_run(case._replace(clients=1))
-  shapes = engine.initial_shapes(build(case, options), runs, data)
+  shapes = loop.initial_shapes(build(case, options), runs, data)
   return account.tree_bytes(shapes.clients)
 
 

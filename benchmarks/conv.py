@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.timing import alternate
-from qupeD_jax.models import conv
+from qupeD_jax.models.conv import forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Options:
   """Images of 32x32x3 per client."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the computation."""
-  forms: tuple[Literal["serial", "tiles", "im2col", "lax"], ...] = conv.FORMS[::-1]
+  forms: tuple[Literal["serial", "tiles", "im2col", "lax"], ...] = forms.FORMS[::-1]
   """What is compared with the first of them; on a CPU lax takes minutes in the scan."""
   steps: int = 2
   """Steps of the scan."""
@@ -36,7 +36,7 @@ class Options:
 def blocks(kernels, x, form: str):
   """Runs two blocks of convolution, ReLU and pooling."""
   for kernel in kernels:
-    x = conv.conv_relu_pool(x, kernel, jnp.zeros(kernel.shape[-1:], kernel.dtype), form)
+    x = forms.conv_relu_pool(x, kernel, jnp.zeros(kernel.shape[-1:], kernel.dtype), form)
   return x
 
 

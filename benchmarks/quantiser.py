@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.timing import alternate
-from qupeD_jax import codebook, prox, quantize
+from qupeD_jax.quantization import codebook, ops, prox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ def pieces(num_centers: int) -> dict:
   """Returns what is timed, by name: functions of a client's (x, gradient, centers)."""
 
   def slope(x, g, centers):
-    return jax.vjp(lambda c: quantize.hard_quantize(x, c), centers)[1](g)[0]
+    return jax.vjp(lambda c: ops.hard_quantize(x, c), centers)[1](g)[0]
 
   def sums(x, g, centers):
     # Owners that cost next to nothing to find: any will do.

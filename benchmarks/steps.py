@@ -19,8 +19,11 @@ import jax
 
 from benchmarks import jax_forms, timing, torch_forms, workload
 from benchmarks.workload import Case, Form, Task
-from qupeD_jax import checks, command_line, files, parallel, tables
+from qupeD_jax import checks, command_line
 from qupeD_jax.checks import BadInput
+from qupeD_jax.engine import parallel
+from qupeD_jax.io import files
+from qupeD_jax.results import tables
 
 OURS, ALONE, LAX = "ours", "ours, one device", "vmap of lax.conv"
 MAPPED, LOOPED = "lax.map over clients", "loop over jitted"

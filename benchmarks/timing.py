@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import torch_forms
 from benchmarks.jax_forms import MOST_ROUNDS
 from benchmarks.workload import Form
-from qupeD_jax import parallel
+from qupeD_jax.engine import parallel
 
 _AT_LEAST = 0.05  # seconds of one timing: short rounds are timed several at a time
 _PAUSE = 0.01  # seconds in which threads of the library that ran before stop spinning

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.workload import RATE, Form, Task, first_rows
-from qupeD_jax import parallel
+from qupeD_jax.engine import parallel
 from qupeD_jax.types import PyTree
 
 if importlib.util.find_spec("torch"):

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import aggregate, client, models, quantizers
+from qupeD_jax import models
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.quped import quped
+from qupeD_jax.federation import aggregators, client
 from qupeD_jax.models.flops import forward_flops
+from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, Model, PyTree
 
 CLASSES = 10
@@ -113,7 +115,7 @@ def algorithm(
   """
   model = network(case, conv_form)
   local = {"local_steps": case.local_steps, "batch_size": case.batch_size}
-  local |= {"aggregate": functools.partial(aggregate.mean(), axis=axis)}
+  local |= {"aggregate": functools.partial(aggregators.mean(), axis=axis)}
   local |= {"clients_per_step": clients_per_step}
   if method == "fedavg":
     return fedavg(model, rate=RATE, **local)

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.common import cli
+from qupeD_jax.study import cli
 
 if __name__ == "__main__":
   sys.exit(cli.main(sys.argv[1:]))

@@ -41,11 +41,11 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from experiments.common import methods, study
-from experiments.common.comparison import Tuned, with_tuned
-from experiments.common.jobs import changed, with_values
-from experiments.common.options import PAPER_CIFAR10
+from experiments.recipes.comparison import Tuned, with_tuned
 from qupeD_jax import checks
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.jobs import changed, with_values
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 QUPED = partial(methods.quped_quantised, bits=(2,))
 LOCAL = partial(methods.local_quantised, bits=(2,))

@@ -25,10 +25,11 @@ make experiment NAME=cifar10_bits_pareto ARGS="--downsample 2 --models cnn3 --cl
 from functools import partial
 from pathlib import Path
 
-from experiments.common import comparison, methods, study
-from experiments.common.comparison import Tuned
-from experiments.common.options import PAPER_CIFAR10
-from qupeD_jax import metrics, page, report
+from experiments.recipes import comparison
+from experiments.recipes.comparison import Tuned
+from qupeD_jax.results import metrics, page, plots
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 3, 4, 5, 6, 7, 8))
 
@@ -52,4 +53,4 @@ def main(options: Tuned) -> None:
   folder = Path(study.run("cifar10_bits_pareto", options, jobs, comparisons=comparisons))
   summary = metrics.read_summary(folder)
   points = [page.point(method, entry, summary) for method, entry in summary.items()]
-  report.pareto(points, folder / "pareto.png")
+  plots.pareto(points, folder / "pareto.png")

@@ -32,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import comparison, groups, methods, study
-from experiments.common.comparison import Tuned
-from experiments.common.federation import by_bits
-from experiments.common.options import PAPER_CIFAR10
+from experiments.recipes import comparison, groups
+from experiments.recipes.comparison import Tuned
 from qupeD_jax.data import cohort
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.federation import by_bits
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 32))
 

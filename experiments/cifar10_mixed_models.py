@@ -35,11 +35,12 @@ make experiment NAME=cifar10_mixed_models ARGS="--downsample 2 --models cnn3 mlp
 from functools import partial
 from pathlib import Path
 
-from experiments.common import comparison, groups, methods, rivals, study
-from experiments.common.comparison import Tuned
-from experiments.common.jobs import every_client
-from experiments.common.options import PAPER_CIFAR10
+from experiments.recipes import comparison, groups
+from experiments.recipes.comparison import Tuned
 from qupeD_jax.data import cohort
+from qupeD_jax.study import methods, rivals, study
+from qupeD_jax.study.jobs import every_client
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 DEFAULTS = Tuned(**PAPER_CIFAR10 | {"models": ("cnn1", "cnn2")}, bits=(32,))
 

@@ -37,8 +37,8 @@ make experiment NAME=cifar10_resnet20_table ARGS="--dataset mnist --downsample 2
   STE 2 bit          97.6 ± 0.2    25.5 kB
 """
 
-from experiments.common import central
-from experiments.common.central import Central
+from experiments.recipes import central
+from experiments.recipes.central import Central
 
 DEFAULTS = Central(**central.CIFAR10, models=("resnet20",))
 

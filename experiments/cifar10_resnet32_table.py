@@ -13,8 +13,8 @@ make experiment NAME=cifar10_resnet32_table
   ARGS="--start results/full/models/full_precision/client_0000.safetensors"
 """
 
-from experiments.common import central
-from experiments.common.central import Central
+from experiments.recipes import central
+from experiments.recipes.central import Central
 
 DEFAULTS = Central(**central.CIFAR10, models=("resnet32",))
 

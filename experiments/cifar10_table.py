@@ -60,9 +60,9 @@ make experiment NAME=cifar10_table ARGS="--downsample 2 --models cnn3 --clients 
   QuPeD+ 1 bit              69.1 ± 2.3    57.9     11.9 kB
 """
 
-from experiments.common import comparison
-from experiments.common.comparison import Comparison
-from experiments.common.options import PAPER_CIFAR10
+from experiments.recipes import comparison
+from experiments.recipes.comparison import Comparison
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 DEFAULTS = Comparison(**PAPER_CIFAR10)
 

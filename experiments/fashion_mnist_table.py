@@ -38,9 +38,9 @@ make experiment NAME=fashion_mnist_table ARGS="--downsample 2 --models cnn3 --cl
   QuPeD+ 1 bit              87.5 ± 3.4    68.1    7.4 kB
 """
 
-from experiments.common import comparison
-from experiments.common.comparison import Comparison
-from experiments.common.options import PAPER_MNIST
+from experiments.recipes import comparison
+from experiments.recipes.comparison import Comparison
+from qupeD_jax.study.options import PAPER_MNIST
 
 DEFAULTS = Comparison(**PAPER_MNIST | {"dataset": "fashion_mnist"})
 

@@ -29,11 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments.common import methods, study
-from experiments.common.jobs import MakeJob, changed, with_values
-from experiments.common.options import Aggregate
-from experiments.common.options import Options as Shared
 from qupeD_jax import checks
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.jobs import MakeJob, changed, with_values
+from qupeD_jax.study.options import Aggregate
+from qupeD_jax.study.options import Options as Shared
 
 METHODS = {
   "FedAvg": methods.federated_averaging,

@@ -6,8 +6,8 @@ FOLDER/femnist holds LEAF's JSON files or TensorFlow Federated's HDF5 files. By 
 paper's scale, about 30 epochs of batches of 50, which wants an accelerator.
 """
 
-from experiments.common import comparison
-from experiments.common.comparison import Comparison
+from experiments.recipes import comparison
+from experiments.recipes.comparison import Comparison
 
 DEFAULTS = Comparison(
   dataset="femnist",

@@ -20,8 +20,8 @@ make experiment NAME=mnist_quped ARGS="--rounds 2 --finetune-rounds 1 --local-st
 
 from functools import partial
 
-from experiments.common import methods, study
-from experiments.common.options import Options
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.options import Options
 
 DEFAULTS = Options(
   dataset="mnist",

@@ -55,9 +55,9 @@ make experiment NAME=mnist_table ARGS="--downsample 2 --models cnn3 --clients 10
   QuPeD+ 1 bit              96.0 ± 1.0    91.7      7.4 kB
 """
 
-from experiments.common import comparison
-from experiments.common.comparison import Comparison
-from experiments.common.options import PAPER_MNIST
+from experiments.recipes import comparison
+from experiments.recipes.comparison import Comparison
+from qupeD_jax.study.options import PAPER_MNIST
 
 DEFAULTS = Comparison(**PAPER_MNIST)
 

@@ -8,9 +8,9 @@ architectures.
 
 from functools import partial
 
-from experiments.common import methods, study
-from experiments.common.jobs import on_server_architecture
-from experiments.common.options import Options
+from qupeD_jax.study import methods, study
+from qupeD_jax.study.jobs import on_server_architecture
+from qupeD_jax.study.options import Options
 
 DEFAULTS = Options(
   models=("mlp", "mlp2"),

@@ -4,9 +4,9 @@ make data NAME=cifar10
 make experiment NAME=tune_cifar10
 """
 
-from experiments.common import tuning
-from experiments.common.options import PAPER_CIFAR10
-from experiments.common.tuning import Tuning
+from experiments.recipes import tuning
+from experiments.recipes.tuning import Tuning
+from qupeD_jax.study.options import PAPER_CIFAR10
 
 DEFAULTS = Tuning(**PAPER_CIFAR10, **tuning.SHARED)
 

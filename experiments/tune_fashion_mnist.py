@@ -4,9 +4,9 @@ make data NAME=fashion_mnist
 make experiment NAME=tune_fashion_mnist
 """
 
-from experiments.common import tuning
-from experiments.common.options import PAPER_MNIST
-from experiments.common.tuning import Tuning
+from experiments.recipes import tuning
+from experiments.recipes.tuning import Tuning
+from qupeD_jax.study.options import PAPER_MNIST
 
 DEFAULTS = Tuning(**PAPER_MNIST | {"dataset": "fashion_mnist"}, **tuning.SHARED)
 

@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import sys
 
-from experiments.common import cli, hosts, methods, study
-from experiments.common.errors import Lost
-from experiments.common.options import Options
+from qupeD_jax.study import cli, methods, study
+from qupeD_jax.study.durability import hosts
+from qupeD_jax.study.errors import Lost
+from qupeD_jax.study.options import Options
 
 OPTIONS = Options(
   models=("mlp2",), clients=5, rounds=60, finetune_rounds=20, local_steps=1, batch_size=4,

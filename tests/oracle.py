@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import client
+from qupeD_jax.federation import client
 from qupeD_jax.types import Dataset
 from tests import toy
 

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.datasets  # noqa: F401  before the study is forked
 
-from experiments.common import jobs, stopping, study
-from experiments.common.options import Options
-from qupeD_jax import client, report
+from qupeD_jax.federation import client
+from qupeD_jax.results import plots
+from qupeD_jax.study import jobs, study
+from qupeD_jax.study.durability import stopping
+from qupeD_jax.study.options import Options
 from qupeD_jax.types import Algorithm, FedState, Info, Model, Scored
 
 OPTIONS = Options(
@@ -107,7 +109,7 @@ def run(folder: str | pathlib.Path, **changes) -> None:
   options = dataclasses.replace(OPTIONS, out=str(folder), **changes)
   written = lambda shown, path, *_: pathlib.Path(path).write_text(repr(shown), "utf-8")
   with mock.patch.multiple(
-    report,
+    plots,
     weights=written,
     centers=lambda rounds, tensors, path, *_: written((rounds, tensors), path),
     clients=lambda *_: None,

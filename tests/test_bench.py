@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import clients, jax_forms, steps, torch_forms, workload
-from qupeD_jax import command_line, files
+from qupeD_jax import command_line
+from qupeD_jax.io import files
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums in float32, in another order
 MLP = workload.Case("mlp", "float32", 3, 4, 2)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import cli
+from qupeD_jax.study import cli
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parent.parent

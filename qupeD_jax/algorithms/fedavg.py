@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import optax
 
-from qupeD_jax import client, server
-from qupeD_jax.aggregate import Aggregate, weighted_mean
+from qupeD_jax.federation import client, server
+from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client, quantize, server, tree
+from qupeD_jax import checks
+from qupeD_jax.federation import client, server, tree
+from qupeD_jax.quantization import ops
 from qupeD_jax.types import Algorithm, Array, FedState, Model, Quantizer
 
 
@@ -63,7 +65,7 @@ def finetune(
 
   def harden(personal):
     variables, codebooks, _ = personal
-    params = quantize.harden(variables["params"], codebooks)
+    params = ops.harden(variables["params"], codebooks)
     return client.Personal({**variables, "params": params}, codebooks, optimizer.init(params))
 
   def init(key, data, cohorts):
@@ -82,8 +84,8 @@ def finetune(
     if quantizer.learned:
       eta = client.value_at(centers_rate, step)
       centers = quantizer.update(codebooks, params, grads, eta, 0.0)
-    frozen = quantize.follow(params, codebooks, centers)
-    params = quantize.freeze(moved, frozen, codebooks)
+    frozen = ops.follow(params, codebooks, centers)
+    params = ops.freeze(moved, frozen, codebooks)
     return client.Personal({"params": params, "stats": stats}, centers, moments), value
 
   def client_fn(model, state, data):

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax import checks, client, server, tree
-from qupeD_jax.aggregate import Aggregate, weighted_mean
+from qupeD_jax import checks
+from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 

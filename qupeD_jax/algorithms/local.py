@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client
+from qupeD_jax import checks
+from qupeD_jax.federation import client
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client, losses, server, tree
-from qupeD_jax.aggregate import Aggregate, mean
+from qupeD_jax import checks
+from qupeD_jax.federation import client, losses, server, tree
+from qupeD_jax.federation.aggregators import Aggregate, mean
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks, client, quantize, server, tree
-from qupeD_jax.aggregate import Aggregate, mean
+from qupeD_jax import checks
+from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation.aggregators import Aggregate, mean
+from qupeD_jax.quantization import ops
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
 
@@ -91,7 +93,7 @@ def qupel(
     personal, copy = carry
     loss_fn = client.personal_loss(model, batch)
     codebooks = personal.codebooks
-    has_q = quantize.is_active(codebooks) if codebooks and quantizer.at_q else 0.0
+    has_q = ops.is_active(codebooks) if codebooks and quantizer.at_q else 0.0
     personal, loss = client.proximal_step(
       personal,
       tied(loss_fn, copy["params"], 1.0 - has_q),

@@ -16,8 +16,8 @@ import numpy as np
 from flax import linen as nn
 
 from qupeD_jax import checks
-from qupeD_jax.models import conv
 from qupeD_jax.models.cnn import CNN
+from qupeD_jax.models.conv import forms
 from qupeD_jax.models.mlp import MLP
 from qupeD_jax.models.resnet import ResNet
 from qupeD_jax.types import Array, Model
@@ -64,7 +64,7 @@ def make(
     image_shape: (H, W, C).
     mean, std: of the raw images, per channel or for all; inputs become (x - mean) / std.
     dtype: of the computation, one of DTYPES; parameters and logits are float32.
-    conv_form: one of conv.FORMS; None is the fastest.
+    conv_form: one of forms.FORMS; None is the fastest.
     **options: fields of the module: `widths` of an MLP or a CNN, `channels` of a CNN or a ResNet.
 
   Returns:
@@ -83,8 +83,8 @@ def make(
   """
   checks.require(name in NAMES, "model", name, _known(name))
   checks.require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
-  forms = (*conv.FORMS, None)
-  checks.require(conv_form in forms, "conv_form", conv_form, ", ".join(map(str, forms)))
+  known = (*forms.FORMS, None)
+  checks.require(conv_form in known, "conv_form", conv_form, ", ".join(map(str, known)))
   checks.at_least("num_classes", num_classes, 1)
   fields = {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "conv_form": conv_form}
   model = from_linen(_MODULES[name](**fields, **options), image_shape, mean=mean, std=std)

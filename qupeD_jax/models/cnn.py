@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from qupeD_jax import checks
-from qupeD_jax.models import conv, layers
+from qupeD_jax.models import layers
+from qupeD_jax.models.conv import forms
 from qupeD_jax.types import Array
 
 
@@ -25,7 +26,7 @@ class ConvReluPool(nn.Module):
     kernel = self.param("kernel", init, shape)
     bias = self.param("bias", init, shape[-1:])
     x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-    return conv.conv_relu_pool(x, kernel, bias, self.form)
+    return forms.conv_relu_pool(x, kernel, bias, self.form)
 
 
 class CNN(nn.Module):
@@ -35,7 +36,7 @@ class CNN(nn.Module):
   channels: Sequence[int] = (64, 64)
   widths: Sequence[int] = (384, 192)
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
-  conv_form: str | None = None  # how convolutions are carried out: one of conv.FORMS
+  conv_form: str | None = None  # how convolutions are carried out: one of forms.FORMS
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:

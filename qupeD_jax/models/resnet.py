@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from qupeD_jax import checks
-from qupeD_jax.models import conv, layers
+from qupeD_jax.models import layers
+from qupeD_jax.models.conv import forms
 from qupeD_jax.types import Array
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -29,7 +30,7 @@ class Conv(nn.Module):
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", _he_normal, (3, 3, x.shape[-1], self.features))
     x, kernel = (a.astype(self.dtype) for a in (x, kernel))
-    return conv.conv(x, kernel, self.form, stride=self.stride)
+    return forms.conv(x, kernel, self.form, stride=self.stride)
 
 
 def batch_norm(x: Array, train: bool, *, name: str, dtype: jnp.dtype) -> Array:
@@ -82,7 +83,7 @@ class ResNet(nn.Module):
   blocks: int = 3  # of each stage
   channels: Sequence[int] = (16, 32, 64)  # of each stage
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters and statistics are float32
-  conv_form: str | None = None  # how convolutions are carried out: one of conv.FORMS
+  conv_form: str | None = None  # how convolutions are carried out: one of forms.FORMS
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:

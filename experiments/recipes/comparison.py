@@ -1,0 +1,163 @@
+"""The full comparison: every method with its own tuned hyperparameters, and what is tried for each.
+
+Methods whose name has a codebook are tuned at 2 bits; their 1-bit variants train side by side with
+them, with the same values.
+"""
+
+import dataclasses
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.recipes import tuned
+from qupeD_jax import checks
+from qupeD_jax.study import methods, rivals, study
+from qupeD_jax.study.federation import Federation
+from qupeD_jax.study.jobs import Job, MakeJob
+from qupeD_jax.study.options import Federated, Options
+
+
+class Entry(NamedTuple):
+  """A method of the comparison."""
+
+  name: str  # of the variant that is tuned
+  make: MakeJob  # the job of the table
+  tune: MakeJob  # the job of which configurations are tried: the tuned variant alone
+  grid: dict[str, tuple[float, ...]]  # hyperparameter -> what is tried; all products of it
+
+
+def _entry(name: str, make: MakeJob, bits: tuple[int, ...], **grid: tuple[float, ...]) -> Entry:
+  return Entry(name, partial(make, bits=bits), partial(make, bits=bits[:1]), grid)
+
+
+def _plain(name: str, make: MakeJob, **grid: tuple[float, ...]) -> Entry:
+  return Entry(name, make, make, grid)
+
+
+LOW = (2, 1)  # bits
+SLOW, FAST, FASTEST = (0.02, 0.05), (0.05, 0.1), (0.1, 0.2)  # rates
+# What QuPeD+ has besides: not tried, but set.
+OURS = {"weights_rate": (0.05,), "global_loss_weight": (1.0,), "global_rate": (0.05,)}
+
+ENTRIES = (
+  _plain("local", methods.local_training, weights_rate=(0.02, 0.05, 0.1, 0.2)),
+  _entry("local 2 bit", methods.local_quantised, LOW, weights_rate=FAST, proximity=(1e-4, 1e-3)),
+  _plain("FedAvg", methods.federated_averaging, fedavg_rate=(0.05, 0.1, 0.2, 0.4)),
+  _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=FASTEST, mu=(0.01, 0.1)),
+  Entry(
+    "FedAvg + fine-tuning",
+    partial(methods.averaging_then_local, bits=LOW),
+    methods.averaging_then_local,
+    {"fedavg_rate": FASTEST, "fedavg_finetune_rate": SLOW},
+  ),
+  _entry(
+    "FedAvg + codebook 2 bit",
+    methods.averaging_then_quantised,
+    LOW,
+    fedavg_rate=FASTEST,
+    weights_rate=SLOW,
+  ),
+  _plain("Per-FedAvg", rivals.meta_averaging, fedavg_rate=FASTEST, inner_rate=SLOW),
+  _plain("pFedMe", rivals.moreau_envelopes, weights_rate=FASTEST, penalty=(4.0, 8.0)),
+  _plain("Ditto", rivals.near_averaging, weights_rate=FAST, penalty=(0.1, 1.0)),
+  _plain("FML", rivals.mutual_learning, weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=FAST, penalty=(0.01, 0.1)),
+  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=FAST, penalty=(0.01, 0.1)),
+  _entry("QuPeD 32 bit", methods.quped_quantised, (32,), weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _entry("QuPeD 2 bit", methods.quped_quantised, LOW, weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _entry(
+    "QuPeD+ 32 bit",
+    methods.quped_from_averaging,
+    (32,),
+    fedavg_rate=FASTEST,
+    lambda_p=(0.1, 0.4),
+    **OURS,
+  ),
+  _entry(
+    "QuPeD+ 2 bit",
+    methods.quped_from_averaging,
+    LOW,
+    fedavg_rate=FASTEST,
+    lambda_p=(0.1, 0.4),
+    **OURS,
+  ),
+)
+
+# Each QuPeD against the rivals at its own precision.
+_FULL = ("local", "FedAvg", "FedProx", "FedAvg + fine-tuning", "Per-FedAvg", "pFedMe", "Ditto")
+_FULL += ("FML", "QuPeL 32 bit")
+_QUANTISED = ("local", "FedAvg + k-means", "FedAvg + codebook", "QuPeL")
+COMPARISONS = {
+  **{f"{ours} 32 bit": _FULL for ours in ("QuPeD", "QuPeD+")},
+  **{
+    f"{ours} {bits} bit": (*(f"{rival} {bits} bit" for rival in _QUANTISED), "FedAvg")
+    for bits, ours in itertools.product(LOW, ("QuPeD", "QuPeD+"))
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(Federated):
+  """Options of an experiment whose methods have their own hyperparameters, those of a file."""
+
+  tuned: str | None = None
+  """File with the hyperparameters, by data set and method; by default experiments/tuned.toml."""
+  tuned_on: str | None = None
+  """Whose in that file are used: DATASET_MODEL. By default the data set's and the server's model's;
+  where there are none CIFAR-10's with that model, or else with CNN1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Tuned):
+  """Options of the comparison of all methods."""
+
+  classes_per_client: tuple[int, ...] = (3, 4)
+  """Classes that each client holds (partition by_class); a table for every number."""
+  only: tuple[str, ...] = ()
+  """Methods to train, by their names in the file; by default all."""
+  parts: tuple[str, ...] = ()
+  """Folders of finished runs with the same options; their methods are taken over, not trained."""
+
+
+def run(name: str, options: Comparison) -> None:
+  """Trains all methods, each with its tuned hyperparameters, and compares them."""
+  jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
+  folder = Path(options.out or Path("results") / name)
+  compared = partial(study.among, COMPARISONS)
+  for count in options.classes_per_client:
+    out = folder / f"{count}_classes" if len(options.classes_per_client) > 1 else folder
+    table = dataclasses.replace(options, classes_per_client=count, out=str(out))
+    study.run(name, table, jobs, comparisons=compared, taken=options.parts)
+
+
+def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
+  """Makes a job with the hyperparameters of a method in the file that the options name."""
+  values = tuned.read(Path(options.tuned or tuned.FILE).expanduser())
+  found = tuned.of(values, options.tuned_on or _nearest(values, options), method)
+
+  def made(options: Federated, federation: Federation) -> Job:
+    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
+    return make(Options(**shared, **found), federation)
+
+  return made
+
+
+def _nearest(values: tuned.Values, options: Tuned) -> str:
+  """Returns the key that comes nearest to what is trained."""
+  model = options.models[0]
+  keys = (tuned.key(dataset, model) for dataset in (options.dataset, "cifar10"))
+  return next((key for key in keys if key in values), tuned.key("cifar10", "cnn1"))
+
+
+def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
+  """Returns the entries of these names, or all; raises BadInput for a name there is not."""
+  known = {entry.name: entry for entry in ENTRIES}
+  for name in names:
+    checks.require(name in known, "only", repr(name), ", ".join(map(repr, known)))
+  return tuple(known[name] for name in names or known)
+
+
+def configurations(grid: dict[str, tuple[float, ...]]) -> list[dict[str, float]]:
+  """Returns all products of a grid."""
+  return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

@@ -1,0 +1,184 @@
+"""A client's model as it ships: packed codes, their codebooks and the tensors kept in float32.
+
+An entry of a quantised tensor costs `bits` bits: the index of its center, written little-endian,
+entry after entry without gaps. Eight entries fill exactly `bits` bytes.
+"""
+
+import json
+import operator
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qupeD_jax.checks import BadInput, require
+from qupeD_jax.io import tensor_file
+from qupeD_jax.quantization import codebook
+from qupeD_jax.types import PyTree
+
+FORMAT = "qupeD_jax packed model 1"
+_SIZES = tuple(2**bits for bits in range(1, 9))
+
+
+class Packed(NamedTuple):
+  """One client's model, ready to be written; a path is a tensor's keys joined by "/"."""
+
+  codes: dict[str, np.ndarray]  # "conv_2/kernel" -> [ceil(entries * bits / 8)] uint8
+  centers: dict[str, np.ndarray]  # the same paths -> [2^bits] float32, sorted
+  shapes: dict[str, tuple[int, ...]]  # the same paths -> the tensor's shape
+  kept: dict[str, np.ndarray]  # "params/conv_1/bias", "stats/..." -> float32
+
+
+def pack(variables: PyTree, codebooks: dict) -> Packed:
+  """Quantises one client's variables to their nearest centers and packs the codes.
+
+  Args:
+    variables: {"params": ..., "stats": ...}, nested dicts of arrays without a client axis.
+    codebooks: path in params -> centers [m_max] float32, sorted, unused slots +inf. A tensor
+      that has no codebook, or one without a finite center, is kept in float32.
+
+  Returns:
+    The packed model.
+
+  Raises:
+    BadInput: a codebook fits no tensor or is not 2^bits sorted centers, or a tensor that is to be
+      quantised holds entries that are not finite.
+
+  >>> variables = {"params": {"dense": {"kernel": np.float32([[-2, -1], [1, 3]])}}, "stats": {}}
+  >>> packed = pack(variables, {"dense/kernel": np.float32([-1, 2, np.inf, np.inf])})
+  >>> packed.codes  # one byte, first entry in the lowest bit: 1100
+  {'dense/kernel': array([12], dtype=uint8)}
+  >>> unpack(packed)["params"]["dense"]["kernel"]
+  array([[-1., -1.],
+         [ 2.,  2.]], dtype=float32)
+  """
+  variables, codebooks = jax.device_get((variables, codebooks))
+  params = flatten_dict(variables["params"], sep="/")
+  used = {path: _used_centers(path, centers) for path, centers in codebooks.items()}
+  for path in used:
+    require(path in params, "codebook", path, "a tensor of the model: " + ", ".join(params))
+  centers = {path: centers for path, centers in used.items() if centers.size}
+  kept = {
+    f"{kind}/{path}": np.array(tensor, np.float32, order="C")
+    for kind in ("params", "stats")
+    for path, tensor in flatten_dict(variables[kind], sep="/").items()
+    if kind == "stats" or path not in centers
+  }
+  return Packed(
+    codes={path: _encode(path, params[path], centers[path]) for path in centers},
+    centers=centers,
+    shapes={path: np.shape(params[path]) for path in centers},
+    kept=kept,
+  )
+
+
+def unpack(packed: Packed) -> PyTree:
+  """Rebuilds the hard-quantised variables, every quantised entry bit for bit its center.
+
+  Args:
+    packed: a packed model.
+
+  Returns:
+    {"params": ..., "stats": ...}, nested dicts of float32 numpy arrays.
+  """
+  flat = dict(packed.kept)
+  for path, centers in packed.centers.items():
+    shape = packed.shapes[path]
+    codes = _unpack_bits(packed.codes[path], _bits(centers), int(np.prod(shape)))
+    flat[f"params/{path}"] = centers[codes].reshape(shape)
+  return {"params": {}, "stats": {}} | unflatten_dict(flat, sep="/")
+
+
+def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
+  """Writes a packed model as one safetensors file, all of it or nothing.
+
+  The file holds "PATH.codes" and "PATH.centers" of every quantised tensor and the others under
+  their own names; its metadata hold the shapes, the bits, a checksum and what the caller adds.
+
+  Args:
+    path: the file; its folder is made, an older file of that name is replaced.
+    packed: the model.
+    metadata: what to remember of it (client id, model name, ...): JSON values, arrays welcome.
+
+  Raises:
+    BadInput: the file cannot be written.
+  """
+  layout = {
+    name: {"shape": shape, "bits": _bits(packed.centers[name])}
+    for name, shape in packed.shapes.items()
+  }
+  header = {
+    "format": FORMAT,
+    "quantised": json.dumps(layout),
+    "metadata": json.dumps(metadata, default=operator.methodcaller("tolist")),
+  }
+  tensor_file.save(Path(path), _named_tensors(packed), header)
+
+
+def load(path: str | os.PathLike) -> tuple[Packed, dict]:
+  """Reads a packed model that `save` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The packed model and the caller's metadata.
+
+  Raises:
+    BadInput: the file is missing, damaged, or not a packed model.
+  """
+  tensors, header = tensor_file.read(path)
+  if header.get("format") != FORMAT:
+    raise BadInput(f"{path}: not a model that qupeD_jax packed")
+  tensor_file.verify(path, tensors, header)
+  layout = json.loads(header["quantised"])
+  packed = Packed(
+    codes={name: tensors.pop(f"{name}.codes") for name in layout},
+    centers={name: tensors.pop(f"{name}.centers") for name in layout},
+    shapes={name: tuple(entry["shape"]) for name, entry in layout.items()},
+    kept=tensors,
+  )
+  return packed, json.loads(header["metadata"])
+
+
+def _used_centers(path: str, centers: np.ndarray) -> np.ndarray:
+  """Returns the centers in use, [2^bits] float32, or none for full precision."""
+  centers = np.asarray(centers, np.float32)
+  used = centers[: np.isfinite(centers).sum()]
+  rest = centers[used.size :]
+  allowed = "2, 4, ... or 256 sorted finite centers, then +inf (or +inf alone: full precision)"
+  tidy = np.all(np.isfinite(used)) and np.all(np.diff(used) >= 0) and np.all(rest == np.inf)
+  require(bool(tidy) and used.size in (0, *_SIZES), f"codebook of {path}", centers, allowed)
+  return used
+
+
+def _bits(centers: np.ndarray) -> int:
+  return centers.size.bit_length() - 1
+
+
+def _encode(path: str, tensor: np.ndarray, centers: np.ndarray) -> np.ndarray:
+  """Returns the packed code of every entry's nearest center, a tie going to the lower one."""
+  entries = np.asarray(tensor, np.float32).ravel()
+  if not np.all(np.isfinite(entries)):
+    raise BadInput(f"{path}: has entries that are not finite and cannot be quantised")
+  codes = np.searchsorted(codebook.midpoints(centers), entries, side="left").astype(np.uint8)
+  return _pack_bits(codes, _bits(centers))
+
+
+def _pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+  planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+  return np.packbits(planes, bitorder="little")
+
+
+def _unpack_bits(packed: np.ndarray, bits: int, entries: int) -> np.ndarray:
+  planes = np.unpackbits(packed, count=entries * bits, bitorder="little")
+  return np.packbits(planes.reshape(entries, bits), axis=1, bitorder="little").ravel()
+
+
+def _named_tensors(packed: Packed) -> dict[str, np.ndarray]:
+  codes = {f"{path}.codes": codes for path, codes in packed.codes.items()}
+  centers = {f"{path}.centers": centers for path, centers in packed.centers.items()}
+  return codes | centers | packed.kept

@@ -1,0 +1,270 @@
+"""Tables for people: the summary of an experiment and its comparisons, as Markdown and the like."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from qupeD_jax.results.statistics import Comparison
+
+COLUMNS = (
+  "Method",
+  "Accuracy (%)",
+  "Worst decile (%)",
+  "Global (%)",
+  "Bits",
+  "Model",
+  "Round traffic",
+  "Seconds",
+)
+
+# What TeX would take for a command, or sets as another character. A bracket that opens a row would
+# be read as an option of the line break before it.
+_TEX = str.maketrans(
+  {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+  }
+)
+
+
+def cells(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+  """Writes the summary as text.
+
+  Args:
+    methods: name -> what `metrics.summarise` returned.
+
+  Returns:
+    A row per method, with a cell for each of COLUMNS; "-" where there is no number.
+  """
+  return [
+    (
+      name,
+      f"{_percent(entry['accuracy']['mean'])} ± {_percent(entry['accuracy']['std'])}",
+      _percent(entry["accuracy"]["worst_decile"]),
+      _percent(entry["global_accuracy"]),
+      ", ".join(map(str, np.ravel(entry["bits"]))),
+      _bytes(entry["bytes_per_model"]),
+      _bytes(entry["bytes_per_round"]),
+      f"{entry['seconds']:,.1f}" if _is_number(entry["seconds"]) else "-",
+    )
+    for name, entry in methods.items()
+  ]
+
+
+def best_cells(methods: Mapping[str, Mapping[str, Any]]) -> set[tuple[int, int]]:
+  """Finds the best accuracies, to be set in bold.
+
+  Args:
+    methods: name -> what `metrics.summarise` returned.
+
+  Returns:
+    (row, column) of the highest accuracy, worst decile and global accuracy; all that read the same
+    where several do.
+  """
+  columns = {
+    1: [_percent(entry["accuracy"]["mean"]) for entry in methods.values()],
+    2: [_percent(entry["accuracy"]["worst_decile"]) for entry in methods.values()],
+    3: [_percent(entry["global_accuracy"]) for entry in methods.values()],
+  }
+  return {(row, column) for column, texts in columns.items() for row in _highest(texts)}
+
+
+def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+  """Lays the summary out as a Markdown table that reads well unrendered, too.
+
+  Args:
+    methods: name -> what `metrics.summarise` returned.
+
+  Returns:
+    The table, ending in a newline.
+  """
+  return markdown([COLUMNS, *cells(methods)])
+
+
+def latex_table(methods: Mapping[str, Mapping[str, Any]], source: object) -> str:
+  """Lays the summary out as a LaTeX tabular in the style of booktabs, the best in bold.
+
+  Args:
+    methods: name -> what `metrics.summarise` returned.
+    source: where the numbers are from, for a comment.
+
+  Returns:
+    The table, ending in a newline; it can be \\input anywhere.
+  """
+  best = best_cells(methods)
+  rows = [
+    [rf"\textbf{{{_tex(cell)}}}" if (i, j) in best else _tex(cell) for j, cell in enumerate(row)]
+    for i, row in enumerate(cells(methods))
+  ]
+  lines = [
+    f"% Made from {' '.join(str(source).split())}; needs \\usepackage{{booktabs}}",
+    rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+    r"\toprule",
+    _tex_row(map(_tex, COLUMNS)),
+    r"\midrule",
+    *map(_tex_row, rows),
+    r"\bottomrule",
+    r"\end{tabular}",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def print_table(
+  methods: Mapping[str, Mapping[str, Any]], console: rich.console.Console | None = None
+) -> None:
+  """Prints the summary to the terminal.
+
+  Args:
+    methods: name -> what `metrics.summarise` returned.
+    console: where to, if not standard output.
+  """
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+  table.add_column(COLUMNS[0], overflow="fold", min_width=11)
+  for column in COLUMNS[1:]:
+    table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+  for row in cells(methods):
+    table.add_row(*map(rich.text.Text, row))  # a plain string's [brackets] would be read as markup
+  (console or rich.console.Console()).print(table)
+
+
+def comparison_columns(ours: str, level: float) -> tuple[str, ...]:
+  """Returns the heads of a comparison's columns.
+
+  >>> comparison_columns("QuPeD", 0.95)
+  ('QuPeD against', 'Points more', '95% interval', 'Verdict')
+  """
+  return f"{ours} against", "Points more", f"{100 * level:g}% interval", "Verdict"
+
+
+def comparison_cells(rivals: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
+  """Writes the comparisons of one method as text.
+
+  Args:
+    rivals: rival -> how the method compares with it.
+
+  Returns:
+    A row per rival: its name, the difference and its interval in points, and "win", "loss" or "-".
+  """
+  return [
+    (
+      rival,
+      _points(one.difference),
+      f"[{_points(one.low)}, {_points(one.high)}]",
+      {1: "win", -1: "loss"}.get(one.wins, "-"),
+    )
+    for rival, one in rivals.items()
+  ]
+
+
+def comparison_table(
+  comparisons: Mapping[str, Mapping[str, Comparison]], level: float = 0.95
+) -> str:
+  """Lays comparisons out as Markdown tables, one for each reference method.
+
+  Args:
+    comparisons: reference method -> rival -> comparison, as `statistics.compare` returns.
+    level: of the intervals.
+
+  Returns:
+    The tables, a blank line between them, ending in a newline.
+  """
+  return "\n".join(
+    markdown([comparison_columns(ours, level), *comparison_cells(rivals)])
+    for ours, rivals in comparisons.items()
+  )
+
+
+def markdown(rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+  """Lays cells out as a Markdown table that reads well unrendered, too.
+
+  Args:
+    rows: cells; the first row is the head.
+    texts: how many columns, from the left, hold text and are aligned there; numbers are on the
+      right.
+
+  Returns:
+    The table, ending in a newline.
+  """
+  table = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+  rule = ["-" * (width - 1) + ("-" if i < texts else ":") for i, width in enumerate(widths)]
+  table.insert(1, rule)
+  return "".join(_markdown_row(row, widths, texts) for row in table)
+
+
+def _markdown_row(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
+  sized = enumerate(zip(cells, widths, strict=True))
+  aligned = [cell.ljust(width) if i < texts else cell.rjust(width) for i, (cell, width) in sized]
+  return "| " + " | ".join(aligned) + " |\n"
+
+
+def _highest(texts: Sequence[str]) -> list[int]:
+  """Returns the places of the highest number.
+
+  >>> _highest(["9.5", "-", "80.0", "80.0"])
+  [2, 3]
+  """
+  numbers = [-math.inf if text == "-" else float(text) for text in texts]
+  top = max(numbers, default=-math.inf)
+  return [i for i, number in enumerate(numbers) if number == top > -math.inf]
+
+
+def _tex(text: str) -> str:
+  r"""Writes text as LaTeX.
+
+  >>> _tex("a_b & 87.5 ± 0.6")
+  'a\\_b \\& 87.5 $\\pm$ 0.6'
+  """
+  return text.translate(_TEX)
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+  return " & ".join(cells) + r" \\"
+
+
+def _is_number(value) -> bool:
+  return value is not None and math.isfinite(value)
+
+
+def _percent(value: float | None) -> str:
+  return f"{100 * value:.1f}" if _is_number(value) else "-"
+
+
+def _points(value: float) -> str:
+  """Writes a difference in percentage points.
+
+  >>> [_points(value) for value in (0.0132, -0.2, -0.0001)]
+  ['+1.3', '-20.0', '0.0']
+  """
+  text = f"{100 * value:+.1f}"
+  return text if float(text) else "0.0"
+
+
+def _bytes(value: float | None) -> str:
+  """Writes a number of bytes for people, in decimal units.
+
+  >>> [_bytes(n) for n in (999, 1_500, 999_950, 12_000_000)]
+  ['999 B', '1.5 kB', '1.0 MB', '12.0 MB']
+  """
+  if not _is_number(value):
+    return "-"
+  for unit in ("B", "kB", "MB", "GB"):
+    text = f"{value:.0f}" if unit == "B" else f"{value:.1f}"
+    if float(text) < 1000:
+      return f"{text} {unit}"
+    value /= 1000
+  return f"{value:,.1f} TB"

@@ -1,0 +1,129 @@
+"""Finds an experiment by name, reads its options, and turns errors into one line."""
+
+import ast
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from qupeD_jax import command_line
+from qupeD_jax.checks import BadInput
+from qupeD_jax.command_line import BAD_INPUT, fail
+from qupeD_jax.study.errors import Diverged, Lost, OutOfTime, Terminated
+
+FOLDER = Path(__file__).parent.parent
+FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 1, 130, 75, 143
+
+
+def names() -> list[str]:
+  """Returns the names of all experiments."""
+  return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+
+
+def listing() -> str:
+  """Returns one line per experiment: its name and the first line of its docstring."""
+  width = max(map(len, names()))
+  return "\n".join(f"{name:{width}}  {_first_line(name)}" for name in names())
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs an experiment; returns the exit code."""
+  if not arguments:
+    print(listing())
+    return 0
+  try:
+    code = run(*arguments)
+  except Exception:
+    leave(FAILED)
+    raise
+  leave(code)
+  return code
+
+
+def run(name: str, *arguments: str) -> int:
+  """Runs an experiment with the arguments as typed; returns the exit code."""
+  keep_compiled()
+  known = ()
+  try:
+    require_name(name)
+    # Imported only now: a typo must not wait for jax.
+    experiment = importlib.import_module(f"experiments.{name}")
+    hosts = importlib.import_module("qupeD_jax.study.durability.hosts")
+    known = command_line.leaves(type(experiment.DEFAULTS))
+    options = parse(experiment.DEFAULTS, arguments, name)
+    if hosts.must_be_watched(options):
+      return hosts.watch([name, *arguments])
+    hosts.run(name, experiment.main, options)
+  except BadInput as error:
+    return fail(command_line.in_flags(error, known), BAD_INPUT)
+  except KeyboardInterrupt:
+    return fail("interrupted; the same command goes on from the last save", INTERRUPTED)
+  except (Diverged, Lost) as error:
+    return fail(error, FAILED)
+  except OutOfTime as stopped:
+    print(stopped)
+    return UNFINISHED
+  except Terminated as stopped:
+    print(stopped)
+    return TERMINATED
+  return 0
+
+
+def keep_compiled() -> None:
+  """Lets jax keep compiled programs between starts, in the user's cache folder.
+
+  Variables of jax's own that are set already win; it reads them when it is first imported.
+  """
+  caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  settings = {
+    "JAX_COMPILATION_CACHE_DIR": str(caches / "qupeD_jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+  for name, value in settings.items():
+    os.environ.setdefault(name, value)
+
+
+def require_name(name: str) -> None:
+  """Raises BadInput, naming the nearest experiment, unless there is one of that name."""
+  if name not in names():
+    near = command_line.nearest(name, names())
+    raise BadInput(f"NAME={name}: no such experiment{near}; all: make experiments")
+
+
+def parse(defaults, arguments: Sequence[str], name: str):
+  """Reads the options of an experiment from the command line.
+
+  Args:
+    defaults: a frozen dataclass, nested or not, whose fields are the options.
+    arguments: as typed.
+    name: of the experiment.
+
+  Returns:
+    `defaults` with what was typed.
+
+  Raises:
+    BadInput: an option is unknown or its value cannot be read.
+    SystemExit: with code 0, after --help.
+  """
+  typed = f"make experiment NAME={name} ARGS="
+  return command_line.parse(defaults, arguments, prog=typed, description=_first_line(name))
+
+
+def _first_line(name: str) -> str:
+  """Reads the first line of a docstring without importing the file; empty if there is none."""
+  path = FOLDER / f"{name}.py"
+  documentation = (path.is_file() and ast.get_docstring(ast.parse(path.read_text("utf-8")))) or ""
+  return documentation.partition("\n")[0]
+
+
+def leave(code: int) -> None:
+  """Ends one of several processes at once if it failed: its orderly end waits for the others."""
+  jax = sys.modules.get("jax")
+  if code and jax and jax.distributed.is_initialized():
+    if sys.exc_info()[1]:
+      traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,96 @@
+"""From options to how uploads are combined, which clients fail, and what the noise is worth."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+
+from qupeD_jax import checks
+from qupeD_jax.federation import aggregators, corruption, privacy
+from qupeD_jax.federation.aggregators import Aggregate
+from qupeD_jax.study.options import Federated
+from qupeD_jax.types import Algorithm
+from qupeD_jax.wrappers.faults import with_dropout, with_stragglers
+
+AGGREGATES = {
+  "mean": lambda options: aggregators.mean(),
+  "weighted_mean": lambda options: aggregators.weighted_mean(),
+  "median": lambda options: aggregators.median(),
+  "trimmed_mean": lambda options: aggregators.trimmed_mean(options.trim),
+  "clipped_mean": lambda options: aggregators.clipped_mean(
+    options.clip_norm, options.noise_multiplier
+  ),
+}
+CORRUPTIONS = {"nan": corruption.nan, "noise": corruption.noise(), "sign": corruption.sign()}
+
+
+def aggregate_of(
+  options: Federated, num_clients: int, method: Callable, axis: str | None = None
+) -> Aggregate:
+  """Returns how the server combines uploads, some of them corrupt.
+
+  Args:
+    options: of the experiment; within a run its seed is the run's.
+    num_clients: of all cohorts together.
+    method: builder of the algorithm; how it combines by itself is its default.
+    axis: of the devices that share the clients.
+  """
+  if options.aggregate is None:
+    combine = inspect.signature(method).parameters["aggregate"].default
+  else:
+    combine = AGGREGATES[options.aggregate](options)
+  combine = functools.partial(combine, axis=axis)
+  if _is_off(options.corrupt):
+    return combine
+  corrupt = corruption.choose(jax.random.key(options.seed), num_clients, options.corrupt)
+  return corruption.corrupted(combine, corrupt, CORRUPTIONS[options.corruption])
+
+
+def faulty(build: Callable) -> Callable:
+  """Lets clients be slow and be lost, if the options ask for it."""
+
+  def build_faulty(options, trained) -> Algorithm:
+    algorithm = build(options, trained)
+    if not _is_off(options.stragglers):
+      algorithm = with_stragglers(algorithm, options.stragglers, options.local_steps)
+    if not _is_off(options.dropout):
+      algorithm = with_dropout(algorithm, options.dropout)
+    return algorithm
+
+  return build_faulty
+
+
+def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[str, float] | None:
+  """Returns what the noise is worth, or None where there is none.
+
+  Args:
+    options: of a method.
+    group_sizes: clients of each group; every group draws its own participants, and the one with the
+      largest share of them is the one that counts.
+    rounds: in which clients send updates.
+  """
+  if not rounds or options.aggregate != "clipped_mean" or _is_off(options.noise_multiplier):
+    return None
+  delta = sum(group_sizes) ** -1.1 if options.delta is None else options.delta
+  bounds = [
+    privacy.epsilon(
+      options.noise_multiplier,
+      clients=size,
+      participants=participants(options, size),
+      rounds=rounds,
+      delta=delta,
+    )
+    for size in group_sizes
+  ]
+  return {"epsilon": max(bounds), "delta": delta}
+
+
+def participants(options: Federated, clients: int) -> int:
+  """Counts those of a group that take part in a round."""
+  return max(1, round(options.participation * clients))
+
+
+def _is_off(value) -> bool:
+  """Tells a plain 0; what variants differ in is traced, and never off."""
+  return checks.concrete(value) and value == 0

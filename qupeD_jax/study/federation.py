@@ -1,0 +1,164 @@
+"""From options to a federation: data loaded, dealt to clients, laid out in cohorts, all seeds."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from qupeD_jax import checks, models
+from qupeD_jax.data import cohort, partition, sources, splits
+from qupeD_jax.models.flops import forward_flops
+from qupeD_jax.study.options import Federated
+from qupeD_jax.types import Cohort, Dataset, Model
+
+
+class Federation(NamedTuple):
+  """Data and clients of an experiment; cohorts have a leading axis of R seeds.
+
+  Clients are in groups by architecture, unless `of_server` or `by_bits` says otherwise.
+  """
+
+  train: Dataset
+  test: Dataset
+  splits: tuple[splits.Split, ...]  # one per seed
+  groups: tuple[np.ndarray, ...]  # client ids of each architecture
+  names: tuple[str, ...]  # of the architectures, one per group; the first is the server's
+  models: tuple[Model, ...]  # one per group
+  flops: tuple[int, ...]  # of one example's forward pass, one per group
+  num_classes: int
+  mean: tuple[float, ...]  # of the pixels, per channel: what networks subtract
+  std: tuple[float, ...]  # and divide by
+
+  @property
+  def num_clients(self) -> int:
+    return sum(map(len, self.groups))
+
+
+def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> splits.Split:
+  """Deals the rows to the clients by the partition that the options name."""
+  clients, labels = options.clients, train.y
+  match options.partition:
+    case "by_class":
+      owner = partition.by_class(labels, clients, options.classes_per_client, seed)
+      test_rows = splits.own_classes
+    case "dirichlet":
+      owner = partition.dirichlet(labels, clients, options.alpha, seed)
+      test_rows = splits.own_proportions
+    case "iid":
+      owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
+    case "natural":
+      owner, test_rows = partition.natural(train.client, clients), splits.own_rows
+  if options.train_share < 1:
+    owner = partition.thin(owner, labels, options.train_share, seed)
+  return splits.split(
+    train,
+    test,
+    owner,
+    test_rows,
+    validation=options.validation,
+    max_test_rows=options.max_test_rows,
+    seed=seed,
+  )
+
+
+def load(
+  options: Federated, split: Callable = split, make_model: Callable = models.make
+) -> Federation:
+  """Loads the data and deals it to the clients, for every seed.
+
+  Args:
+    options: of the experiment.
+    split: (options, train, test, seed) -> splits.Split, a partition of one's own.
+    make_model: (name, num_classes, image_shape, mean=, std=, dtype=, conv_form=) -> Model, for
+      networks of one's own.
+
+  Raises:
+    BadInput: the data cannot be had, or the options do not fit it.
+  """
+  parts = sources.load(options.dataset, options.data_dir)
+  train, test = (sources.downsample(part, options.downsample) for part in parts)
+  num_classes = sources.num_classes(train, test)
+  parts = tuple(split(options, train, test, seed) for seed in seeds(options))
+  num_clients = len(parts[0].train.offsets) - 1
+  groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
+  mean, std = sources.statistics(train)
+  std = options.input_std or std
+  image_shape = train.x.shape[1:]
+  make = functools.partial(
+    make_model, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
+  )
+  networks = {name: make(name, dtype=options.dtype) for name in options.models}
+  models.same_outputs(networks, image_shape)
+  plain = {name: make(name, conv_form="lax") for name in networks}  # other forms pad with zeros
+  flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
+  in_order = lambda by_name: tuple(by_name[name] for name in options.models)
+  architectures = groups, options.models, in_order(networks), in_order(flops)
+  federation = Federation(train, test, parts, *architectures, num_classes, mean, std)
+  _check_batches(options, training(federation, np.full(num_clients, 32), groups))
+  return federation
+
+
+def seeds(options: Federated) -> range:
+  """Returns the seeds of an experiment."""
+  return range(options.seed, options.seed + options.seeds)
+
+
+def training(federation: Federation, bits: np.ndarray, groups) -> tuple[Cohort, ...]:
+  """Lays out the training rows: cohorts [R, K, ...] of the given groups and precisions."""
+  return _stacked(federation, "train", bits, groups)
+
+
+def validation(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Returns the data set and cohorts to validate on."""
+  bits = np.full(federation.num_clients, 32)
+  return federation.train, _stacked(federation, "validation", bits, groups)
+
+
+def testing(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Returns the data set and cohorts to test on."""
+  bits = np.full(federation.num_clients, 32)
+  return federation.test, _stacked(federation, "test", bits, groups)
+
+
+def of_server(federation: Federation) -> Federation:
+  """Returns the same clients as one group: all of them train the server's architecture."""
+  everyone = np.arange(federation.num_clients)
+  return _with_server_architecture(federation, (everyone,))
+
+
+def by_bits(federation: Federation, bits: np.ndarray) -> Federation:
+  """Returns the same clients grouped by their precision, all with the server's architecture.
+
+  Args:
+    federation: of any groups.
+    bits: [clients] int32.
+  """
+  groups = tuple(np.flatnonzero(bits == b) for b in np.unique(bits))
+  return _with_server_architecture(federation, groups)
+
+
+def _with_server_architecture(federation: Federation, groups) -> Federation:
+  count = len(groups)
+  return federation._replace(
+    groups=groups,
+    names=federation.names[:1] * count,
+    models=federation.models[:1] * count,
+    flops=federation.flops[:1] * count,
+  )
+
+
+def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, ...]:
+  runs = [cohort.cohorts(getattr(split, part), groups, bits) for split in federation.splits]
+  return cohort.stack(runs)
+
+
+def _check_batches(options: Federated, cohorts: tuple[Cohort, ...]) -> None:
+  client, size = cohort.smallest(cohorts)
+  checks.require(
+    options.partial_batches or options.batch_size <= size,
+    "batch_size",
+    options.batch_size,
+    f"at most {size}, the training rows of client {client}; with `partial_batches` such a client "
+    "trains on all of its rows in each step instead",
+  )

@@ -1,0 +1,122 @@
+"""The personalised rivals, each a function from options and clients to a Job; as `methods`."""
+
+from qupeD_jax.algorithms.ditto import ditto
+from qupeD_jax.algorithms.fedprox import fedprox
+from qupeD_jax.algorithms.finetune import finetune
+from qupeD_jax.algorithms.fml import fml
+from qupeD_jax.algorithms.per_fedavg import per_fedavg
+from qupeD_jax.algorithms.pfedme import pfedme
+from qupeD_jax.algorithms.qupel import qupel
+from qupeD_jax.study.federation import Federation, of_server
+from qupeD_jax.study.jobs import (
+  Job,
+  decayed,
+  federated,
+  finetune_options,
+  frozen_last,
+  full_precision,
+  one_phase,
+  personal_rates,
+  precisions,
+  widest_codebook,
+)
+from qupeD_jax.study.options import Options
+
+
+def fedprox_averaging(options: Options, federation: Federation) -> Job:
+  """FedProx: FedAvg whose clients are held near the server's model."""
+
+  def build(options, _):
+    rate = decayed(options, options.fedavg_rate)
+    return fedprox(
+      federation.models[0], mu=options.mu, rate=rate, **federated(options, federation, fedprox)
+    )
+
+  variants = full_precision("FedProx", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def meta_averaging(options: Options, federation: Federation) -> Job:
+  """Per-FedAvg: one gradient step from the global model."""
+
+  def build(options, _):
+    rates = {"inner_rate": options.inner_rate, "rate": decayed(options, options.fedavg_rate)}
+    return per_fedavg(federation.models[0], **rates, **federated(options, federation, per_fedavg))
+
+  variants = full_precision("Per-FedAvg", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def moreau_envelopes(options: Options, federation: Federation) -> Job:
+  """pFedMe: personal models near the local copies of a global one, which follow them."""
+
+  def build(options, _):
+    return pfedme(
+      federation.models[0],
+      penalty=options.penalty,
+      rate=decayed(options, options.weights_rate),
+      global_rate=decayed(options, options.global_rate),
+      inner_steps=options.inner_steps,
+      **federated(options, federation, pfedme),
+    )
+
+  variants = full_precision("pFedMe", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def near_averaging(options: Options, federation: Federation) -> Job:
+  """Ditto: personal models near FedAvg's."""
+
+  def build(options, _):
+    return ditto(
+      federation.models[0],
+      penalty=options.penalty,
+      rate=decayed(options, options.weights_rate),
+      global_rate=decayed(options, options.fedavg_rate),
+      **federated(options, federation, ditto),
+    )
+
+  variants = full_precision("Ditto", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def mutual_learning(options: Options, federation: Federation) -> Job:
+  """FML: personal models and copies of a global one that teach each other."""
+
+  def build(options, _):
+    return fml(
+      federation.models[0],
+      federation.models,
+      lambda_p=options.lambda_p,
+      global_lambda_p=options.global_lambda_p,
+      temperature=options.temperature,
+      rate=decayed(options, options.weights_rate),
+      global_rate=decayed(options, options.global_rate),
+      **federated(options, federation, fml),
+    )
+
+  variants = full_precision("FML", federation)
+  return Job(options, federation, variants, one_phase(options, build))
+
+
+def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]) -> Job:
+  """QuPeL: quantised models held near the global one in weight space, then fine-tuned."""
+  variants = precisions("QuPeL", options, federation, bits, mixed=False)
+  model = federation.models[0]
+
+  def build(options, _):
+    return qupel(
+      model,
+      widest_codebook(options, variants),
+      penalty=options.penalty,
+      rates=personal_rates(options),
+      global_rate=decayed(options, options.global_rate),
+      **federated(options, federation, qupel),
+    )
+
+  def build_last(options, trained):
+    quantizer = widest_codebook(options, variants)
+    return finetune((model,), quantizer, trained, **finetune_options(options, federation))
+
+  phases = frozen_last(options, variants, build, build_last)
+  return Job(options, of_server(federation), variants, phases)

@@ -1,0 +1,374 @@
+"""Runs the jobs of an experiment and writes its results folder."""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from qupeD_jax import checks, models
+from qupeD_jax.data import splits
+from qupeD_jax.engine import loop, parallel
+from qupeD_jax.federation import client
+from qupeD_jax.io import packing
+from qupeD_jax.quantization import ops
+from qupeD_jax.results import account, metrics, plots, tables
+from qupeD_jax.study import faults, folders, parts, portrait, training
+from qupeD_jax.study import federation as fed
+from qupeD_jax.study.durability import resume, stopping
+from qupeD_jax.study.durability.progress import Bar
+from qupeD_jax.study.errors import Diverged
+from qupeD_jax.study.federation import Federation
+from qupeD_jax.study.jobs import Job, MakeJob, job_name, slug
+from qupeD_jax.study.options import Federated, Options, check
+from qupeD_jax.types import FedState
+
+
+def run(
+  name: str,
+  options: Federated,
+  make_jobs: Sequence[MakeJob],
+  *,
+  comparisons: Callable[[Sequence[str]], Mapping[str, Sequence[str]]] = lambda methods: {},
+  taken: Sequence[str] = (),
+  pictured: str | None = None,
+  keep_going: bool = False,
+  split: Callable = fed.split,
+  make_model: Callable = models.make,
+) -> Path:
+  """Trains all jobs, prints the table, draws the pictures; goes on with a run that was cut off.
+
+  Args:
+    name: of the experiment; names its results folder.
+    options: of the experiment.
+    make_jobs: one per job, (options, federation) -> Job.
+    comparisons: from the methods that were trained, in order, to method -> its rivals, with
+      whom it is compared client by client: `with_first`, or `among` told of what.
+    taken: results folders of the same experiment; jobs found there are not trained again.
+    pictured: the method whose weights and centers are drawn; by default the first quantised one of
+      the last job with codebooks.
+    keep_going: leave a method out that diverges, where otherwise the study ends.
+    split, make_model: a partition and networks of one's own, as in `federation.load`.
+
+  Returns:
+    The results folder.
+
+  Raises:
+    BadInput: an option is out of range or does not fit the data, the results folder is in use, or
+      it holds an unfinished run with other options.
+    Diverged: a loss is no longer finite; not if `keep_going`.
+    OutOfTime, Terminated: it was told to stop, and can go on from there.
+  """
+  check(options)
+  console = Console()
+  federation = fed.load(options, split, make_model)
+  jobs = [make(options, federation) for make in make_jobs]
+  for job in jobs:
+    check(job.options)
+  methods = [method for job in jobs for method in job.variants]
+  distinct = len(set(methods)) == len(methods)
+  checks.require(distinct, "bits", options.bits, f"other than in {', '.join(methods)}")
+  config = config_of(name, options)
+  found = parts.read(taken, config)
+  folder, say = folder_of(name, options), sayer(console)
+  recorded = lambda folder: parts.finished(folder).summary.keys()
+  with folders.held(folder), stopping.listening() as asked:
+    if folders.begin(folder, config, methods, recorded, fresh=options.fresh, say=say):
+      console.print(f"{name}: {describe(options, federation)}")
+      plots.clients(held_classes(federation), folder / "clients.png")
+      saves = folders.saves(options, asked, say)
+      summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going)
+      if pairs := comparisons([*summary]):
+        metrics.write_comparisons(folder, pairs)
+      draw(folder)
+      folders.end(folder)
+      tables.print_table(summary, console)
+      print_privacy(summary, console)
+      console.print(f"results in {folder}")
+  return folder
+
+
+def run_jobs(
+  jobs: Sequence[Job],
+  folder: Path,
+  console: Console,
+  found: Sequence[parts.Part],
+  saves: resume.Saves,
+  pictured: str | None,
+  keep_going: bool,
+) -> dict[str, dict]:
+  """Trains the jobs that are not finished in the folder, one after the other.
+
+  Args:
+    jobs, pictured, keep_going: as in `run`.
+    folder: of the results.
+    console: to print on.
+    found: what is taken over from other runs.
+    saves: when jobs are saved.
+
+  Returns:
+    The summary, by method.
+  """
+  finished = parts.finished(folder)
+  methods = [method for job in jobs for method in job.variants]
+  in_order = lambda of: {method: of[method] for method in methods if method in of}
+  summary, accuracies = finished.summary, finished.accuracies
+  with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
+
+    def results_of(job):
+      sitter = None
+      if job.options.store == "device":
+        sitter = portrait.of_job(job, folder / portrait.FOLDER / slug(job_name(job)), pictured)
+      own = folders.of_job(saves, job, folder, sitter)
+      return (
+        recall(job, finished)
+        or take_over(job, found, folder, own)
+        or run_job(job, folder, bar, own, sitter)
+      )
+
+    for job in jobs:
+      entries, scores = surviving(job, results_of, console) if keep_going else results_of(job)
+      summary, accuracies = in_order(summary | entries), in_order(accuracies | scores)
+      # The summary last: what it has is finished.
+      metrics.write_accuracies(folder, accuracies)
+      metrics.write_summary(folder, summary)
+      shutil.rmtree(folder / folders.CHECKPOINTS / slug(job_name(job)), ignore_errors=True)
+  return summary
+
+
+def print_privacy(summary: Mapping[str, dict], console: Console) -> None:
+  """Prints what noise is worth, where there is any."""
+  for method, entry in summary.items():
+    if found := entry.get("privacy"):
+      bound = f"epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g}"
+      console.print(f"{method}: {bound}, for neighbours that differ in what one client holds")
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+  """Returns a function that prints a text as one line, however wide the console."""
+  return functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
+
+
+def draw(folder: Path) -> None:
+  """Draws what metrics.jsonl tells."""
+  rows = metrics.read_metrics(folder)
+  plots.curves(rows, folder / "curves.png")
+  if plots.has_stationarity(rows):
+    plots.stationarity(rows, folder / "stationarity.png")
+
+
+def config_of(name: str, options: Federated) -> dict:
+  """Returns what config.json says an experiment was asked for."""
+  return {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
+
+
+def folder_of(name: str, options: Federated) -> Path:
+  """Returns the results folder of an experiment."""
+  return Path(options.out or Path("results") / name).expanduser()
+
+
+def recall(job: Job, finished: parts.Part) -> tuple[dict[str, dict], dict[str, dict]] | None:
+  """Returns a job's results, as `run_job` does, if they were in the folder before."""
+  part = parts.of_job(job, [finished])
+  return part and (part.summary, part.accuracies)
+
+
+def take_over(
+  job: Job, found: Sequence[parts.Part], folder: Path, saves: resume.Saves
+) -> tuple[dict[str, dict], dict[str, dict]] | None:
+  """Copies a job's results from another run into the folder; returns them as `run_job` does."""
+  part = parts.of_job(job, found)
+  if part is None:
+    return None
+  saves.cut_back(0)
+  metrics.append_metrics(folder, part.rows)
+  return part.summary, part.accuracies
+
+
+def run_job(
+  job: Job, folder: Path, bar: Bar, saves: resume.Saves, sitter: portrait.Portrait | None
+) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Trains the methods of one job, all seeds and all methods side by side.
+
+  Args:
+    job: what is trained.
+    folder: of the results.
+    bar: shows how far it is.
+    saves: where to go on, and when to save.
+    sitter: whose weights and centers are drawn; None for nobody's.
+
+  Returns:
+    Two dicts by method: the entries of summary.json and those of accuracies.json.
+  """
+  options = job.options
+  bar.start(job_name(job))
+
+  def record(done: int, chunk: loop.Report) -> None:
+    rows = training.rows_of(job, chunk, done)
+    metrics.append_metrics(folder, rows)
+    if sitter and chunk.scores:
+      sitter.take(chunk.state, done + int(chunk.rounds[-1]))
+    bar.advance(len(chunk.rounds), rows)
+
+  trained = training.train(job, record, saves, folder)
+  scores = training.score_tests(job, trained)
+  if sitter:
+    sitter.draw(folder)
+  save_models(job, training.all_clients(job, trained), folder)
+  entries, accuracies = {}, {}
+  seconds = trained.seconds / len(training.methods_of_runs(job))
+  for i, method in enumerate(job.variants):
+    own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
+    entries[method] = summarise(job, method, own, seconds) | about_privacy(job, method)
+    accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
+  return entries, accuracies
+
+
+def surviving(
+  job: Job, results_of: Callable, console: Console
+) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Trains a job without its methods that diverge, which takes a start anew for each of them.
+
+  Args:
+    job: what is trained.
+    results_of: job -> what `run_job` returns.
+    console: told who is left out.
+  """
+  try:
+    return results_of(job)
+  except Diverged as error:
+    console.print(f"left out: {error}", highlight=False)
+    left = {name: variant for name, variant in job.variants.items() if name != error.method}
+    return surviving(job._replace(variants=left), results_of, console) if left else ({}, {})
+
+
+def among(
+  comparisons: Mapping[str, Sequence[str]], methods: Container[str]
+) -> dict[str, list[str]]:
+  """Returns those of the comparisons whose methods there are."""
+  pairs = {
+    ours: [rival for rival in rivals if rival in methods]
+    for ours, rivals in comparisons.items()
+    if ours in methods
+  }
+  return {ours: rivals for ours, rivals in pairs.items() if rivals}
+
+
+def with_first(methods: Sequence[str]) -> dict[str, list[str]]:
+  """Returns the comparisons of every method with the first."""
+  return {method: [methods[0]] for method in methods[1:]}
+
+
+def describe(options: Federated, federation: Federation) -> str:
+  """Says in one line what is about to be trained on."""
+  counted = splits.report(
+    federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
+  )
+  facts = [options.dataset, *splits.summary(counted).splitlines()]
+  return "; ".join([*facts, f"{options.seeds} seeds", f"models {', '.join(options.models)}"])
+
+
+def held_classes(federation: Federation) -> np.ndarray:
+  """Counts the training rows of each class at each client, first seed: [clients, classes]."""
+  split = federation.splits[0]
+  return splits.report(split, federation.train.y, federation.test.y, federation.num_classes)[0]
+
+
+def round_traffic(job: Job) -> int:
+  """Counts what all clients send and receive in a round, in bytes, in the phase with most of it."""
+  federation, options = job.federation, job.options
+  bits = next(iter(job.variants.values())).bits
+  cohorts = jax.tree.map(lambda leaf: leaf[0], fed.training(federation, bits, federation.groups))
+  participants = [faults.participants(options, len(group)) for group in federation.groups]
+  state, most = None, 0
+  for phase in job.phases:
+    init = lambda state, key, phase=phase: phase.build(options, state).init(
+      key, federation.train, cohorts
+    )
+    state = jax.eval_shape(init, state, jax.random.key(0))
+    servers = state.server if phase.separate else (state.server,)
+    taking_part = participants if phase.separate else [sum(participants)]
+    pairs = zip(servers, taking_part, strict=True)
+    most = max(most, sum(sum(account.round_bytes(*pair)) for pair in pairs))
+  return most
+
+
+def about_privacy(job: Job, method: str) -> dict:
+  """Returns what summary.json says of a method's privacy; nothing where no noise is added."""
+  options = dataclasses.replace(job.options, **job.variants[method].changes)
+  rounds = sum(phase.rounds for phase in job.phases if phase.sends)
+  found = faults.privacy_of(options, [len(group) for group in job.federation.groups], rounds)
+  return {"privacy": found} if found else {}
+
+
+def about_inputs(options: Options, federation: Federation) -> dict:
+  """Returns what a shipped model needs to be made anew with `models.make`, and on what."""
+  return {
+    "dataset": options.dataset,
+    "num_classes": federation.num_classes,
+    "image_shape": federation.train.x.shape[1:],
+    "mean": federation.mean,
+    "std": federation.std,
+  }
+
+
+def save_models(job: Job, state: FedState, folder: Path) -> None:
+  """Writes the personal models of the first seed, one file per client.
+
+  At full precision they are large, and written only where there is but one client.
+  """
+  quantised = any(getattr(clients, "codebooks", {}) for clients in state.clients)
+  if not quantised and (job.federation.num_clients > 1 or not _is_personal(state.clients[0])):
+    return
+  options, federation = job.options, job.federation
+  inputs = about_inputs(options, federation)
+  for i, (method, variant) in enumerate(job.variants.items()):
+    target = folder / "models" / slug(method)
+    for group, name, clients in zip(
+      federation.groups, federation.names, state.clients, strict=True
+    ):
+      first_seed = parallel.fetch(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
+      for k, client_id in enumerate(group):
+        one = jax.tree.map(lambda leaf, k=k: leaf[k], first_seed)
+        metadata = {
+          "client": int(client_id),
+          "bits": int(variant.bits[client_id]),
+          "seed": options.seed,
+          "model": name,
+          "input": inputs,
+        }
+        packed = packing.pack(one.variables, one.codebooks)
+        packing.save(target / f"client_{client_id:04d}.safetensors", packed, metadata)
+
+
+def _is_personal(clients) -> bool:
+  return isinstance(clients, client.Personal)
+
+
+def summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:
+  """Sums up a method: its scores [seeds, clients] and what its models and rounds cost."""
+  federation, bits = job.federation, job.variants[method].bits
+  sizes, flops = [], []
+  for group, model, cost in zip(
+    federation.groups, federation.models, federation.flops, strict=True
+  ):
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    paths = [p for p in ops.flatten(shapes["params"]) if ops.is_quantised(p)]
+    sizes += [
+      account.model_bytes(shapes["params"], paths, int(bits[c]), shapes["stats"]) for c in group
+    ]
+    flops += [cost] * len(group)
+  return metrics.summarise(
+    scores["personal"],
+    unquantised=scores.get("unquantised"),
+    global_model=scores.get("global"),
+    bits=sorted({int(b) for b in bits}),
+    bytes_per_model=float(np.mean(sizes)),
+    bytes_per_round=round_traffic(job),
+    flops_per_example=float(np.mean(flops)),
+    seconds=seconds,
+  )

@@ -1,0 +1,74 @@
+"""Running statistics that stay with the client: SiloBN, for models with batch normalisation.
+
+Andreux et al., "Siloed federated learning for multi-centric histopathology datasets", DART 2020.
+In training a batch is normalised by itself, so running statistics matter only when a model is
+scored: it suffices that each client estimates its own then, instead of taking the clients' average
+from the server.
+"""
+
+import functools
+
+import jax
+
+from qupeD_jax import checks
+from qupeD_jax.federation import client
+from qupeD_jax.types import Algorithm, Scored
+
+_DRAW = 0x51B0
+
+
+def with_own_statistics(
+  algorithm: Algorithm, num_batches: int = 50, batch_size: int = 50
+) -> Algorithm:
+  """Wraps an algorithm so that the server's model is scored with each client's own statistics.
+
+  They start from the server's and are renewed by forward passes in training mode over batches of
+  the client's training rows, drawn without replacement. With momentum 0.9, 50 of them leave
+  0.9^50 = 0.5 % of the server's.
+
+  Args:
+    algorithm: any. Models that clients have of their own, and models without statistics, are scored
+      as they were.
+    num_batches: forward passes of each client.
+    batch_size: B. In a client with fewer rows, some come again to fill a batch, as in training.
+
+  Returns:
+    The same Algorithm; a model that all clients shared is scored as one per client.
+
+  Raises:
+    BadInput: num_batches or batch_size is not a whole number of at least 1.
+  """
+  checks.at_least("num_batches", num_batches, 1)
+  checks.at_least("batch_size", batch_size, 1)
+
+  def renew(model, variables, data, key, index, size):
+    rows, _ = client.draw_rows(key, index, size, num_batches, batch_size)
+
+    def step(stats, rows):
+      return model.apply({**variables, "stats": stats}, data.x[rows], True)[1], None
+
+    return {**variables, "stats": jax.lax.scan(step, variables["stats"], rows)[0]}
+
+  def own(scored, key, data, cohort):
+    if scored.stacked or not jax.tree.leaves(scored.variables["stats"]):
+      return scored
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
+    renew_one = functools.partial(renew, scored.model, scored.variables, data)
+    variables = jax.vmap(renew_one)(keys, cohort.index, cohort.size)
+    return Scored(scored.model, variables, stacked=True)
+
+  def personalize(key, state, data, cohorts):
+    shown = algorithm.personalize(key, state, data, cohorts)
+    draw_key = jax.random.fold_in(key, _DRAW)
+    # What is shown under two names, as FedAvg's model is, is renewed once.
+    renewed = {}
+    for models in shown.values():
+      for slot, (scored, cohort) in enumerate(zip(models, cohorts, strict=True)):
+        if (slot, id(scored)) not in renewed:
+          renewed[slot, id(scored)] = own(scored, draw_key, data, cohort)
+    return {
+      name: tuple(renewed[slot, id(scored)] for slot, scored in enumerate(models))
+      for name, models in shown.items()
+    }
+
+  return algorithm._replace(personalize=personalize)

@@ -1,0 +1,209 @@
+"""Every algorithm against a plain numpy loop: two clients, a linear model, three rounds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qupeD_jax.algorithms.ditto import ditto
+from qupeD_jax.algorithms.fedavg import fedavg
+from qupeD_jax.algorithms.fedprox import fedprox
+from qupeD_jax.algorithms.finetune import finetune
+from qupeD_jax.algorithms.fml import fml
+from qupeD_jax.algorithms.local import local
+from qupeD_jax.algorithms.per_fedavg import per_fedavg
+from qupeD_jax.algorithms.pfedme import pfedme
+from qupeD_jax.algorithms.quped import quped
+from qupeD_jax.algorithms.qupel import qupel
+from qupeD_jax.federation import losses
+from qupeD_jax.quantization import ops, quantizers
+from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
+from tests import oracle, toy
+
+MODEL = toy.linear()
+STEPS = {"local_steps": oracle.STEPS, "batch_size": oracle.ROWS}
+PERSONAL = {"rates": oracle.RATES, **STEPS}  # of the algorithms by proximal steps
+BOTH = {"rate": oracle.ETA, "global_rate": oracle.GLOBAL_RATE, **STEPS}  # of x and w by gradients
+QUANTIZER = quantizers.learned_codebook(max_bits=3)
+
+
+def close(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def assert_model(variables, expected):
+  for actual, tensor in zip(oracle.tensors(variables), expected, strict=True):
+    close(actual, tensor)
+
+
+def assert_models(variables, expected):
+  """One model per client."""
+  for actual, tensors in zip(oracle.tensors(variables), zip(*expected, strict=True), strict=True):
+    close(actual, np.stack(tensors))
+
+
+def assert_personal(personal, xs, cs):
+  assert_models(personal.variables, xs)
+  for i, centers in enumerate(cs):
+    if centers is not None:
+      close(personal.codebooks["dense_1/kernel"][i][: len(centers)], centers)
+
+
+def assert_both(algorithm, expected):
+  """What an algorithm shows of its clients' models and of the server's."""
+  _, shown = oracle.train(algorithm)
+  personal, w = expected
+  assert_models(shown["personal"][0].variables, personal)
+  assert_model(shown["global"][0].variables, w)
+
+
+def run_quped(bits, **options):
+  algorithm = quped(
+    MODEL,
+    (MODEL,),
+    QUANTIZER,
+    temperature=oracle.TEMPERATURE,
+    global_rate=oracle.GLOBAL_RATE,
+    **PERSONAL,
+    **options,
+  )
+  return oracle.train(algorithm, bits)[0]
+
+
+def assert_quped(state, expected):
+  xs, cs, w = expected
+  assert_personal(state.clients[0], xs, cs)
+  assert_model(state.server, w)
+
+
+@pytest.mark.parametrize("bits", [(1, 2), (32, 2), (32, 32), (3, 1)])
+@pytest.mark.parametrize(("p", "a"), [(0.6, 0.0), (0.3, 0.8)])
+def test_quped(bits, p, a):
+  state = run_quped(bits, lambda_p=p, global_loss_weight=a)
+  assert_quped(state, oracle.quped(bits, p, a))
+
+
+# An option of the package, and the same of the loops.
+REVERSE = {"global_divergence": losses.reverse_kl}, {"reverse": True}
+COOLER = {"global_temperature": 0.7}, {"global_temperature": 0.7}
+OWN = {"own_classes": True}, {"own": True}
+THROUGH = {"straight_through": 0.4}, {"share": 0.4}
+AT_ONCE = {"simultaneous": True}, {"simultaneous": True}
+
+
+@pytest.mark.parametrize(
+  ("bits", "options"),
+  [
+    ((1, 2), [REVERSE]),
+    ((1, 2), [COOLER]),
+    ((1, 2), [OWN]),
+    ((1, 2), [THROUGH]),
+    # One bit: of more, the outer centers start on entries, and rounding decides on which side.
+    ((32, 1), [AT_ONCE]),
+    ((1, 1), [AT_ONCE, THROUGH]),
+    ((32, 2), [REVERSE, COOLER, OWN, THROUGH]),
+    ((3, 1), [REVERSE, COOLER, OWN, THROUGH]),
+    ((2, 1), [COOLER, OWN]),
+  ],
+)
+def test_quped_beyond_the_paper(bits, options):
+  ours, theirs = ({k: v for one in options for k, v in one[side].items()} for side in (0, 1))
+  state = run_quped(bits, lambda_p=0.6, global_loss_weight=0.3, **ours)
+  assert_quped(state, oracle.quped(bits, 0.6, 0.3, **theirs))
+
+
+@pytest.mark.parametrize(
+  ("bits", "quantizer"),
+  [((1, 2), QUANTIZER), ((32, 2), QUANTIZER), ((32, 32), QUANTIZER), ((32, 32), quantizers.none())],
+)
+def test_qupel(bits, quantizer):
+  algorithm = qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
+  assert_quped(oracle.train(algorithm, bits)[0], oracle.qupel(bits, 0.8))
+
+
+@pytest.mark.parametrize(("bits", "own"), [((1, 2), False), ((32, 1), True)])
+def test_finetune(bits, own):
+  w = MODEL.init(jax.random.key(1))
+  before = quped(MODEL, (MODEL,), QUANTIZER, start=(w, (oracle.START,)), **PERSONAL)
+  algorithm = finetune(
+    (MODEL,),
+    QUANTIZER,
+    before.init(jax.random.key(0), oracle.DATA, (toy.cohort(range(2), bits),)),
+    server_model=MODEL,
+    lambda_p=0.6,
+    temperature=oracle.TEMPERATURE,
+    own_classes=own,
+    rate=oracle.ETA,
+    centers_rate=0.01,
+    **STEPS,
+  )
+  state, _ = oracle.train(algorithm, bits)
+  teacher = [np.asarray(t, np.float64) for t in oracle.tensors(w)]
+  assert_personal(state.clients[0], *oracle.finetune(bits, 0.6, teacher, 0.01, own=own))
+
+
+def test_local_is_algorithm_1():
+  state, _ = oracle.train(local((MODEL,), QUANTIZER, **PERSONAL), (2, 1))
+  xs, cs, _ = oracle.quped((2, 1), p=0.0)
+  assert_personal(state.clients[0], xs, cs)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.7])
+def test_fedavg_and_fedprox(mu):
+  options = {"rate": oracle.ETA, **STEPS}
+  algorithm = fedprox(MODEL, mu=mu, **options) if mu else fedavg(MODEL, **options)
+  assert_model(oracle.train(algorithm)[0].server, oracle.averaging(mu))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_ditto(penalty):
+  assert_both(ditto(MODEL, penalty=penalty, **BOTH), oracle.ditto(penalty))
+
+
+@pytest.mark.parametrize(("inner_steps", "mixing"), [(1, 1.0), (3, 1.0), (2, 0.6)])
+def test_pfedme(inner_steps, mixing):
+  algorithm = pfedme(MODEL, penalty=1.7, inner_steps=inner_steps, mixing=mixing, **BOTH)
+  assert_both(algorithm, oracle.pfedme(1.7, inner_steps, mixing))
+
+
+@pytest.mark.parametrize("adapt_steps", [1, 3])
+def test_per_fedavg(adapt_steps):
+  algorithm = per_fedavg(MODEL, inner_rate=0.2, rate=oracle.ETA, adapt_steps=adapt_steps, **STEPS)
+  assert_both(algorithm, oracle.per_fedavg(0.2, adapt_steps))
+
+
+def test_per_fedavg_draws_both_batches_of_a_step_independently():
+  """A client of two rows in batches of one: all four pairs of rows turn up, and nothing else."""
+  rows, inner_rate, data = np.array([0, 1]), 0.1, jax.tree.map(jnp.asarray, oracle.DATA)
+  group = toy.cohort([0], [32], 2)._replace(index=rows[None])
+  options = {"inner_rate": inner_rate, "rate": oracle.ETA, "local_steps": 1, "batch_size": 1}
+  algorithm = per_fedavg(MODEL, **options)
+  state = algorithm.init(jax.random.key(0), data, (group,))
+  one_round = lambda key: algorithm.round(key, state, data, (group,))[0].server
+  keys = jax.random.split(jax.random.key(1), 24)
+  kernels = np.asarray(oracle.tensors(jax.jit(jax.vmap(one_round))(keys))[0])
+
+  one = [oracle.Batch(0, rows[i : i + 1]) for i in (0, 1)]
+  pairs = [oracle.per_fedavg_step(oracle.start(), a, b, inner_rate) for a in one for b in one]
+  distance = np.abs(kernels[:, None] - np.stack([kernel for kernel, _ in pairs])).max((2, 3))
+  nearest, next_one, *_ = np.sort(distance, axis=1).T
+  assert np.all(nearest < 1e-5)
+  assert np.all(next_one > 1e-3)
+  assert set(np.argmin(distance, axis=1)) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.6, 0.3), (0.0, 0.5)])
+def test_fml(p, q):
+  options = {"lambda_p": p, "global_lambda_p": q, "temperature": oracle.TEMPERATURE}
+  assert_both(fml(MODEL, (MODEL,), **options, **BOTH), oracle.fml(p, q))
+
+
+@pytest.mark.parametrize("bits", [(1, 3), (32, 2)])
+def test_post_training_quantisation(bits):
+  quantizer = quantizers.learned_codebook(max_bits=3, init=ops.kmeans_centers)
+  alone = local((MODEL,), quantizers.none(), **PERSONAL)
+  algorithm = with_post_training_quantisation(alone, quantizer)
+  _, shown = oracle.train(algorithm, bits)
+  trained, shipped = oracle.post_training(bits)
+  assert_models(shown["unquantised"][0].variables, trained)
+  assert_models(shown["personal"][0].variables, shipped)

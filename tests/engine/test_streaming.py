@@ -1,0 +1,146 @@
+"""More clients than the device holds: the run where all of them are on the device is the oracle."""
+
+import itertools
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+from qupeD_jax.algorithms.ditto import ditto
+from qupeD_jax.algorithms.fedavg import fedavg
+from qupeD_jax.algorithms.finetune import finetune
+from qupeD_jax.algorithms.local import local
+from qupeD_jax.algorithms.quped import quped
+from qupeD_jax.engine import loop, portions, store, streaming
+from qupeD_jax.federation import client
+from qupeD_jax.quantization import quantizers
+from qupeD_jax.types import Cohort, Dataset
+from qupeD_jax.wrappers.sampling import with_sampling
+from tests import toy
+
+MODELS = (toy.linear(), toy.mlp(4))
+QUANTIZER = quantizers.learned_codebook(max_bits=2)
+STEPS = {"local_steps": 2, "batch_size": 4}
+DATA = toy.dataset(12 * 12)
+SEEDS, CLIENTS = 2, 12
+
+
+def make_quped(_):
+  rates = client.Rates(0.1, 0.01, 0.01)
+  return quped(MODELS[0], MODELS, QUANTIZER, rates=rates, **STEPS)
+
+
+ALGORITHMS = {
+  "quped": make_quped,
+  "ditto": lambda _: ditto(MODELS[0], **STEPS),
+  "fedavg": lambda _: fedavg(MODELS[0], **STEPS),
+}
+
+
+def make_runs(name, setting=None, seeds=SEEDS):
+  keys = jax.vmap(jax.random.key)(np.arange(seeds))
+  one = toy.cohort(range(CLIENTS), [2] * CLIENTS)
+  two = toy.cohort((0, 2, 1, 3, 4), (1, 2, 32, 2, 1)), toy.cohort(range(5, 12), [2] * 7, padding=3)
+  groups = two if name == "quped" else (one,)
+  return loop.Runs(keys, jax.tree.map(lambda leaf: np.stack([leaf] * seeds), groups), setting)
+
+
+def drawn(runs, fraction, rounds):
+  """Tells who takes part in the first rounds, by sorting: [R, K] bool of the first cohort."""
+  client = runs.cohorts[0].client
+  took_part = np.zeros(client.shape, bool)
+  count = round(fraction * client.shape[1])
+  for run_, round_ in itertools.product(range(len(client)), range(rounds)):
+    key = jax.random.fold_in(jax.random.fold_in(runs.key[run_], 1), round_)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0x5A3D), client[run_])
+    numbers = jax.vmap(jax.random.uniform)(keys)
+    took_part[run_, np.argsort(numbers)[:count]] = True
+  return took_part
+
+
+# A share of 0.8 leaves hardly anybody out: nearly all that train have trained in the round before.
+@pytest.mark.parametrize(("name", "fraction"), [("quped", 0.3), ("ditto", 0.8), ("fedavg", 0.3)])
+def test_results_are_those_of_the_resident_run_to_the_bit(name, fraction, tmp_path):
+  build, runs = ALGORITHMS[name], make_runs(name)
+  options = {"rounds": 5, "every": 3}
+  if name == "quped":
+    options["scored"] = DATA, runs.cohorts
+  reports, chunks, started = [], [], []
+
+  def keep(chunk):
+    chunks.append(chunk)
+    started.append(chunk.state.clients[0].started.copy())
+
+  resident = lambda setting: with_sampling(build(setting), fraction)
+  expected = loop.run(resident, runs, DATA, callback=reports.append, **options).state
+  place = store.on_disk(tmp_path) if name == "ditto" else store.on_host
+  options |= {"fraction": fraction, "place": place, "callback": keep}
+  state = streaming.run(build, runs, DATA, **options).state
+  for ours, theirs in zip(chunks, reports, strict=True):
+    np.testing.assert_array_equal(ours.rounds, theirs.rounds)
+    np.testing.assert_array_equal(ours.loss, theirs.loss)
+    chex.assert_trees_all_equal(ours.scores, theirs.scores)  # of all, who never trained among them
+  np.testing.assert_array_equal(started[0], drawn(runs, fraction, rounds=3))
+  assert name != "quped" or not started[0].all()
+  state = streaming.completed(build, runs, state, DATA, fraction)
+  chex.assert_trees_all_equal(*jax.device_get((streaming.views(state), expected)))
+
+
+def test_each_group_alone_goes_through_all_rounds():
+  """Fine-tuning of states in a store of one run, that both of two start from."""
+
+  def build(trained):
+    moments = {"optimizer": optax.scale_by_adam()}  # a count beside the weights: int32 and float32
+    return finetune(MODELS[:1], QUANTIZER, trained, rate=0.1, **moments, **STEPS)
+
+  groups = jax.tree.map(lambda leaf: leaf[0], make_runs("fedavg").cohorts)
+  trained = jax.device_get(local(MODELS[:1], QUANTIZER).init(jax.random.key(0), DATA, groups))
+  noise = lambda leaf: leaf + np.linspace(0, 1, leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
+  trained = trained._replace(clients=jax.tree.map(noise, trained.clients))
+  kept = store.create(store.layout(trained.clients[0]), (1, CLIENTS))
+  store.put(kept, np.arange(CLIENTS), jax.device_get(store.pack(trained.clients[0])))
+
+  twice = lambda tree: jax.tree.map(lambda leaf: np.stack([leaf] * SEEDS), tree)
+  options = {"rounds": 3, "every": 2}
+  runs = make_runs("fedavg", twice(trained))
+  expected = loop.run(build, runs, DATA, **options)
+  runs = runs._replace(setting=twice(trained._replace(clients=()))._replace(clients=(kept,)))
+  losses = []
+  options["callback"] = lambda chunk: losses.append(chunk.loss)
+  state = streaming.run(build, runs, DATA, fraction=0.4, alone=True, **options).state
+  chex.assert_trees_all_equal(*jax.device_get((streaming.views(state), expected.state)))
+  assert [loss.shape for loss in losses] == [(SEEDS, 2), (SEEDS, 1)]
+
+
+def test_a_group_has_its_own_rows_and_no_others():
+  data = Dataset(np.arange(100, dtype=np.uint8), np.arange(100) % 7)
+  index = np.array([[[5, 5, 5], [90, 91, 92], [40, 41, 40]]])
+  cohort = Cohort(index, np.array([[1, 3, 2]]), np.array([[7, 8, 9]]), np.array([[2, 1, 32]]))
+  other = cohort._replace(index=index + 3)
+  slots, takes_part = np.array([[2, 0]]), np.array([[True, False]])
+  group = portions.Group((slots, slots), (takes_part, takes_part))
+  part, chosen = portions.examples(data, (cohort, other), group)
+  in_first_run = jax.tree.map(lambda leaf: leaf[0], chosen)
+  numbered = portions.enumerated(in_first_run, (cohort, other))
+  assert part.x.shape == (1, 2 * 2 * 3)
+  for mine, whole in zip(numbered, (cohort, other), strict=True):
+    np.testing.assert_array_equal(part.x[0][mine.index], whole.index[0, [2, 0]])
+    np.testing.assert_array_equal(part.y[0][mine.index], whole.index[0, [2, 0]] % 7)
+    assert mine.size.tolist() == [2, 0]
+    assert (mine.client.tolist(), mine.bits.tolist()) == ([9, 7], [32, 2])
+
+
+def test_a_loss_that_is_not_finite_is_reported_as_by_the_resident_run():
+  def diverge(_):
+    return fedavg(MODELS[0], rate=3e38, **STEPS)
+
+  errors, runs = [], make_runs("fedavg")
+  options = {"rounds": 6, "every": 3}
+  with pytest.raises(loop.NonFinite) as caught:
+    loop.run(lambda s: with_sampling(diverge(s), 0.3), runs, DATA, **options)
+  errors.append(str(caught.value))
+  with pytest.raises(loop.NonFinite) as caught:
+    streaming.run(diverge, runs, DATA, fraction=0.3, **options)
+  assert str(caught.value) == errors[0]

@@ -1,0 +1,321 @@
+"""Experiments from end to end, very small: what lies in the results folder, and how runs end."""
+
+import dataclasses
+import functools
+import io
+import json
+import re
+import shutil
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+import rich.text
+
+from experiments import quickstart
+from qupeD_jax import models
+from qupeD_jax.checks import BadInput
+from qupeD_jax.data import ragged, sources
+from qupeD_jax.engine import loop
+from qupeD_jax.io import packing
+from qupeD_jax.results import metrics
+from qupeD_jax.study import cli, methods, study
+from qupeD_jax.study import federation as fed
+from qupeD_jax.study.durability.progress import Bar
+
+OPTIONS = dataclasses.replace(
+  quickstart.DEFAULTS,
+  clients=8,
+  models=("mlp", "mlp2"),
+  bits=(1, 2, 32),
+  rounds=3,
+  finetune_rounds=1,
+  local_steps=2,
+  eval_every=2,
+  seeds=2,
+)
+SMALLER = dataclasses.replace(OPTIONS, models=("mlp",), finetune_rounds=0, rounds=2, seeds=1)
+TYPED = ("--clients", "8", "--models", "mlp", "--rounds", "4", "--finetune-rounds", "1")
+TYPED += ("--local-steps", "1", "--eval-every", "1", "--seed", "5", "--seeds", "1")
+JOBS = (
+  functools.partial(methods.quped_quantised, bits=(2,), mixed=True),
+  methods.federated_averaging,
+)
+METHODS = ("QuPeD 2 bit", "QuPeD mixed", "FedAvg")
+COSTS = {"bits", "bytes_per_model", "bytes_per_round", "flops_per_example", "seconds"}
+
+
+def run(folder, options=OPTIONS, jobs=JOBS):
+  return study.run("tiny", dataclasses.replace(options, out=str(folder)), jobs)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+  return run(tmp_path_factory.mktemp("results") / "of" / "tiny")
+
+
+def read(path):
+  """Parses strict JSON."""
+  return json.loads(path.read_text("utf-8"), parse_constant=pytest.fail)
+
+
+def rebuilt(config):
+  """Makes Options of a config.json."""
+  names = [field.name for field in dataclasses.fields(quickstart.DEFAULTS)]
+  as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+  return type(OPTIONS)(**{name: as_tuple(config["config"][name]) for name in names})
+
+
+# --- what a run leaves
+
+
+def test_the_folder_holds_what_was_promised(results):
+  names = {path.name for path in results.iterdir()}
+  files = {"config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md"}
+  pictures = {"curves.png", "clients.png", "weights.png", "centers.png"}
+  assert names == files | pictures | {"models"}
+  for name in pictures:
+    assert (results / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_config_tells_options_seeds_and_versions(results):
+  config = read(results / "config.json")
+  assert rebuilt(config) == dataclasses.replace(OPTIONS, out=str(results))
+  assert config["config"]["experiment"] == "tiny"
+  assert config["config"]["seed_list"] == [0, 1]
+  assert {"qupeD_jax", "jax", "python"} <= set(config["environment"])
+
+
+def test_a_config_runs_again_to_the_last_bit(results, tmp_path):
+  options = rebuilt(read(results / "config.json"))
+  again = run(tmp_path, options)
+  assert (again / "metrics.jsonl").read_bytes() == (results / "metrics.jsonl").read_bytes()
+  for path in (results / "models").rglob("*.safetensors"):
+    chex.assert_trees_all_equal(packing.load(again / path.relative_to(results)), packing.load(path))
+  summaries = metrics.read_summary(again), metrics.read_summary(results)
+  for one, other in zip(*(summary.values() for summary in summaries), strict=True):
+    assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+def test_there_is_one_row_a_method_seed_and_round(results):
+  lines = (results / "metrics.jsonl").read_text("utf-8").splitlines()
+  rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+  found = sorted((row["method"], row["seed"], row["round"]) for row in rows)
+  assert found == sorted((m, s, r) for m in METHODS for s in (0, 1) for r in (1, 2, 3))
+  for row in rows:
+    assert set(row) == {"method", "seed", "round", "loss", "dropped", "accuracy", "global_accuracy"}
+    assert row["loss"] > 0
+    evaluated = row["round"] >= 2  # after two rounds, and at the end
+    assert (row["accuracy"] is not None) == evaluated
+    assert (row["global_accuracy"] is not None) == evaluated
+
+
+def test_the_summary_has_the_promised_form(results):
+  summary = read(results / "summary.json")
+  assert set(summary) == {"methods"}
+  assert tuple(summary["methods"]) == METHODS
+  for entry in summary["methods"].values():
+    assert set(entry) == {"accuracy", "unquantised_accuracy", "global_accuracy"} | COSTS
+    accuracy = entry["accuracy"]
+    assert set(accuracy) == {"mean", "std", "worst_decile", "per_seed"}
+    assert len(accuracy["per_seed"]) == 2
+    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["per_seed"]))
+    assert accuracy["std"] == pytest.approx(np.std(accuracy["per_seed"], ddof=1))
+    assert 0 <= accuracy["worst_decile"] <= accuracy["mean"] <= 1
+    assert 0 <= entry["global_accuracy"] <= 1
+    assert entry["seconds"] > 0
+  assert [summary["methods"][m]["bits"] for m in METHODS] == [[2], [1, 2, 32], [32]]
+
+
+def test_the_table_has_a_line_for_each_method(results):
+  lines = (results / "table.md").read_text("utf-8").splitlines()
+  assert [line.split("|")[1].strip() for line in lines[2:]] == list(METHODS)
+
+
+# --- the models it ships
+
+
+def shipped(results, method):
+  """Yields client, its packed model and its metadata."""
+  folder = results / "models" / method.replace(" ", "_")
+  files = sorted(folder.iterdir())
+  assert [file.name for file in files] == [f"client_{k:04d}.safetensors" for k in range(8)]
+  yield from ((k, *packing.load(file)) for k, file in enumerate(files))
+
+
+@functools.cache
+def dealt():
+  """Returns the data as dealt to the clients; the same in every run."""
+  return fed.load(OPTIONS)
+
+
+def accuracy_of_shipped(packed, name, client):
+  """Scores a shipped model on a client's test rows of the first seed."""
+  train, test = dealt().train, dealt().test
+  mean, std = sources.statistics(train)
+  model = models.make(name, 10, test.x.shape[1:], mean=mean, std=std)
+  rows = dealt().splits[0].test
+  rows = rows.rows[rows.offsets[client] : rows.offsets[client + 1]]
+  logits, _ = model.apply(packing.unpack(packed), jnp.asarray(test.x[rows]), False)
+  return np.mean(np.argmax(logits, axis=-1) == test.y[rows]), len(rows)
+
+
+@pytest.mark.parametrize("method", ["QuPeD 2 bit", "QuPeD mixed"])
+def test_shipped_models_score_what_the_summary_says(results, method):
+  scored = [
+    accuracy_of_shipped(packed, metadata["model"], client)
+    for client, packed, metadata in shipped(results, method)
+  ]
+  accuracy, rows = np.transpose(scored)
+  reported = metrics.read_summary(results)[method]["accuracy"]["per_seed"][0]
+  # Another program rounds otherwise: one example of one client may lie on the boundary.
+  assert np.mean(accuracy) == pytest.approx(reported, abs=1.01 / rows.min() / len(rows))
+
+
+def test_shipped_models_have_the_precision_they_say(results):
+  dealt_bits = [1, 2, 32, 1, 2, 32, 1, 2]
+  for client, packed, metadata in shipped(results, "QuPeD mixed"):
+    bits = dealt_bits[client]
+    assert metadata["client"] == client
+    assert metadata["bits"] == bits
+    assert {len(centers) for centers in packed.centers.values()} == ({2**bits} - {2**32})
+    assert metadata["model"] == ("mlp", "mlp2")[client // 3 % 2]
+
+
+# --- other federations
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"partition": "dirichlet", "alpha": 0.3, "partial_batches": True, "batch_size": 64},
+    {"partition": "iid"},
+    {"participation": 0.5},
+  ],
+  ids=lambda changes: "-".join(changes),
+)
+def test_another_federation_trains(tmp_path, changes):
+  folder = run(tmp_path, dataclasses.replace(SMALLER, **changes), [methods.federated_averaging])
+  rows = metrics.read_metrics(folder)
+  assert [row["round"] for row in rows] == [1, 2]
+  assert all(np.isfinite(row["loss"]) for row in rows)
+  entry = metrics.read_summary(folder)["FedAvg"]
+  assert 0 < entry["accuracy"]["mean"] <= 1
+  up_and_down = 2 * entry["bytes_per_model"]
+  assert entry["bytes_per_round"] == up_and_down * 8 * changes.get("participation", 1)
+
+
+def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
+  """FedAvg of half the clients, once for two methods, then all of them alone."""
+  written = []
+  for store in ("device", "disk"):
+    options = dataclasses.replace(SMALLER, participation=0.5, finetune_rounds=1, store=store)
+    job = functools.partial(methods.averaging_then_local, bits=(2,))
+    folder = run(tmp_path / store, options, [job])
+    written.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "accuracies.json")])
+  assert written[0] == written[1]
+  assert {p.name for p in folder.iterdir()} <= {
+    "config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md", "curves.png",
+    "clients.png",
+  }  # fmt: skip
+
+
+def test_partitions_deal_differently():
+  classes = {}
+  for partition in ("by_class", "dirichlet", "iid"):
+    options = dataclasses.replace(SMALLER, partition=partition, alpha=0.3, batch_size=1)
+    classes[partition] = (study.held_classes(fed.load(options)) > 0).sum(axis=1)
+  assert set(classes["by_class"]) == {3}
+  assert set(classes["iid"]) == {10}
+  assert len(set(classes["dirichlet"])) > 1
+
+
+def test_partial_batches_let_a_small_client_in():
+  options = dataclasses.replace(SMALLER, partition="dirichlet", alpha=0.3, batch_size=64)
+  with pytest.raises(BadInput, match="batch_size 64"):
+    fed.load(options)
+  admitted = fed.load(dataclasses.replace(options, partial_batches=True))
+  assert ragged.sizes(admitted.splits[0].train).min() < 64
+
+
+def test_two_methods_of_one_name_are_refused(tmp_path):
+  jobs = (
+    functools.partial(methods.quped_quantised, bits=(32,)),
+    functools.partial(methods.quped_quantised, mixed=True),
+  )
+  with pytest.raises(BadInput, match=r"^bits"):
+    run(tmp_path, dataclasses.replace(SMALLER, bits=(32,)), jobs)
+
+
+def test_the_bar_shows_the_numbers_in_80_columns():
+  console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=True)
+  with Bar(360, console) as bar:
+    bar.start("QuPeD 2 bit, QuPeD 1 bit, QuPeD mixed")
+    bar.advance(120, [{"loss": 1.5, "accuracy": None}, {"loss": 12.5, "accuracy": 0.987}])
+  shown = rich.text.Text.from_ansi(console.file.getvalue()).plain
+  assert re.search(
+    r"QuPeD 2 bit.* 120/360 loss 12\.500  accuracy 98\.7 % [-\d]:[-\d]+:[-\d]+", shown
+  )
+
+
+# --- how a run ends before its end
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+  """Returns a function: arguments -> exit code, the line on stderr, the folder."""
+  monkeypatch.setattr(quickstart, "JOBS", (methods.local_training,))
+
+  def command(*arguments):
+    code = cli.main(["quickstart", *TYPED, "--out", str(tmp_path), *arguments])
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"error: .+\n", line)
+    return code, line, tmp_path
+
+  return command
+
+
+def test_a_run_that_diverges_says_where_and_leaves_what_was_written(command):
+  # The first round's only loss is that of the initial weights.
+  code, line, folder = command("--weights-rate", "1e30", "--models", "mlp", "mlp2")
+  assert code == 1
+  clients = r"\[0, 1, 2, 3, 4, 5, 6, 7\]"
+  where = rf"local, seed 5, round 2: the loss.* of clients {clients} is not finite"
+  assert re.match("error: " + where, line)
+  assert [row["round"] for row in metrics.read_metrics(folder)] == [1]
+  assert read(folder / "config.json")["config"]["weights_rate"] == 1e30
+
+
+def test_a_model_that_its_last_step_breaks_is_not_shipped(command, monkeypatch):
+  monkeypatch.setattr(quickstart, "JOBS", (functools.partial(methods.local_quantised, bits=(2,)),))
+  once = ("--rounds", "1", "--finetune-rounds", "0")
+  code, line, folder = command("--weights-rate", "1e30", *once)
+  assert code == 1
+  assert line.startswith("error: local 2 bit, seed 5, round 1: ")
+  assert not (folder / "models").exists()
+
+
+def test_a_run_that_is_interrupted_leaves_what_was_written(command, monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Bar, "advance", interrupted)
+  code, line, folder = command()
+  assert code == 130
+  assert "interrupted" in line
+  assert [row["round"] for row in metrics.read_metrics(folder)] == [1]
+  assert read(folder / "config.json")["config"]["seed"] == 5
+
+
+def test_a_new_run_does_not_stand_beside_results_of_the_last(results, command, monkeypatch):
+  folder = shutil.copytree(results, results.parent / "copy")
+
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop, "run", interrupted)
+  command("--out", str(folder))
+  left = {path.name for path in folder.rglob("*") if path.is_file()}
+  assert left == {"config.json", "metrics.jsonl", "clients.png"}

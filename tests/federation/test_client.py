@@ -1,0 +1,189 @@
+"""One client's batches and proximal steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qupeD_jax.checks import BadInput
+from qupeD_jax.federation import client
+from qupeD_jax.quantization import ops, quantizers
+from qupeD_jax.types import Dataset
+from tests import toy
+
+KEY = jax.random.key(3)
+
+
+def draw(size, num_steps, batch_size, slots=20):
+  index = jnp.arange(100, 100 + slots)
+  rows, mask = client.draw_rows(KEY, index, jnp.int32(size), num_steps, batch_size)
+  return np.asarray(rows), np.asarray(mask)
+
+
+def test_batches_pass_over_the_rows_without_replacement():
+  rows, mask = draw(size=12, num_steps=6, batch_size=4)
+  assert rows.shape == mask.shape == (6, 4)
+  assert np.all(mask == 1)
+  for first in (0, 3):
+    assert sorted(rows[first : first + 3].ravel()) == list(range(100, 112))
+
+
+def test_rows_within_a_batch_are_distinct_when_an_epoch_ends_inside_it():
+  rows, _ = draw(size=7, num_steps=9, batch_size=5)
+  assert all(len(set(batch)) == 5 for batch in rows.tolist())
+
+
+def test_a_client_smaller_than_a_batch_sees_each_of_its_rows_once():
+  rows, mask = draw(size=3, num_steps=4, batch_size=5)
+  np.testing.assert_array_equal(mask, np.tile([1, 1, 1, 0, 0], (4, 1)))
+  for batch in rows:
+    assert sorted(batch[:3]) == [100, 101, 102]
+
+
+def test_padding_does_not_change_the_batches():
+  for slots in (12, 13, 40, 1000):
+    np.testing.assert_array_equal(draw(12, 5, 4, slots)[0], draw(12, 5, 4, 12)[0])
+
+
+def test_padding_clients_have_empty_batches():
+  assert draw(size=0, num_steps=2, batch_size=4)[1].sum() == 0
+
+
+def batches_of_a_round(batches_per_step, size=10):
+  """What every step of a round gets: (rows, labels, mask), each [tau, batches, B]."""
+  data = Dataset(jnp.arange(100, 120), jnp.arange(20))  # each example is its row + 100
+  shape = (6, batches_per_step, 4)
+  seen = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
+
+  def step_fn(seen, step, *batches):
+    drawn = map(jnp.stack, zip(*batches, strict=True))
+    at = step - 30
+    return tuple(s.at[at].set(d) for s, d in zip(seen, drawn, strict=True)), step.astype(float)
+
+  run = client.local_round(step_fn, data, jnp.int32(30), 6, 4, batches_per_step)
+  seen, loss = run(KEY, seen, (jnp.arange(5, 20), jnp.int32(size)))
+  assert loss == 32.5  # the mean over steps, which count on from the first
+  return jax.tree.map(np.asarray, seen)
+
+
+def test_a_second_batch_per_step_leaves_the_first_as_it_was():
+  (one, _, _), (two, labels, mask) = batches_of_a_round(1), batches_of_a_round(2)
+  np.testing.assert_array_equal(one[:, 0], two[:, 0])
+  assert not np.array_equal(two[:, 0], two[:, 1])
+  np.testing.assert_array_equal(labels, two - 100)
+  assert np.all(mask == 1)
+  for which in (0, 1):
+    assert sorted(two[:, which].ravel()[:10]) == list(range(105, 115))
+
+
+def test_a_second_batch_of_a_small_client_holds_the_same_rows():
+  x, _, mask = batches_of_a_round(2, size=3)
+  np.testing.assert_array_equal(mask, np.broadcast_to([1, 1, 1, 0], mask.shape))
+  np.testing.assert_array_equal(np.sort(x[..., :3]), np.broadcast_to([105, 106, 107], (6, 2, 3)))
+
+
+def test_held_classes_ignore_padding():
+  data = toy.dataset(20)._replace(y=jnp.array([0, 2, 2, 0, 3] + [1] * 15))
+  model = toy.linear()
+  variables = model.init(KEY)
+  held = lambda *rows: client.held_classes(model, variables, data, rows)
+  index = jnp.array([0, 1, 2, 3, 4, 4, 4, 10])
+  for size, expected in ((4, [1, 0, 1, 0]), (5, [1, 0, 1, 1]), (8, [1, 1, 1, 1]), (0, [0] * 4)):
+    np.testing.assert_array_equal(held(index, size), np.array(expected, bool))
+    np.testing.assert_array_equal(jax.jit(held)(index, size), np.array(expected, bool))
+
+
+def test_sgd_step_descends_by_the_rate():
+  value, _, x = quadratic()
+  variables = {"params": {"dense_1": {"kernel": x}}, "stats": {"old": 1}}
+  loss_fn = lambda v: (on_kernel(value)(v)[0], {"new": 2})
+  after, loss = client.sgd_step(variables, loss_fn, 0.1)
+  np.testing.assert_allclose(loss, value(x), rtol=1e-6)
+  expected = x - 0.1 * jax.grad(value)(x)
+  np.testing.assert_allclose(after["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
+  assert after["stats"] == {"new": 2}
+
+
+def quadratic(seed=0, rows=12, columns=6):
+  """f(x) = ||A x - b||^2 / (2 rows), its smoothness L, and where to start."""
+  rng = np.random.default_rng(seed)
+  a = rng.normal(size=(rows, columns)).astype(np.float32)
+  b = rng.normal(size=rows).astype(np.float32)
+  smoothness = float(np.linalg.eigvalsh(a.T @ a / rows).max())
+  value = lambda x: jnp.sum((a @ x - b) ** 2) / (2 * rows)
+  return value, smoothness, jnp.asarray(rng.normal(size=columns).astype(np.float32))
+
+
+def personal(x, quantizer, bits=1):
+  variables = {"params": {"dense_1": {"kernel": x}}, "stats": {}}
+  return client.init_personal(variables, jnp.int32(bits), quantizer, optax.identity())
+
+
+def on_kernel(value):
+  return lambda variables: (value(variables["params"]["dense_1"]["kernel"]), {})
+
+
+def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
+  value, _, x = quadratic()
+  quantizer = quantizers.learned_codebook(max_bits=1)
+  start = personal(x, quantizer)
+  frozen = quantizer._replace(update=lambda codebooks, *_: codebooks)
+  state, _ = client.proximal_step(
+    start,
+    on_kernel(value),
+    jnp.int32(0),
+    quantizer=frozen,
+    optimizer=optax.identity(),
+    rates=client.Rates(0.1, 0.1, np.inf),
+  )
+  after = np.asarray(state.variables["params"]["dense_1"]["kernel"])
+  assert set(after.tolist()) <= set(np.asarray(start.codebooks["dense_1/kernel"]).tolist())
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0, jnp.float32(0), jnp.float32(0.3)])
+def test_a_step_with_another_loss_at_the_quantised_point(share, bits):
+  """Straight through or not; at full precision neither counts."""
+  (f, _, x), (g, _, _) = quadratic(), quadratic(seed=1)
+  quantizer = quantizers.learned_codebook(max_bits=1)
+  start = personal(x, quantizer, bits)
+  after, value = client.proximal_step(
+    start,
+    on_kernel(f),
+    jnp.int32(0),
+    quantizer=quantizer,
+    optimizer=optax.identity(),
+    rates=client.Rates(0.1, 0.1, 0.0),
+    quantised_loss_fn=on_kernel(g),
+    straight_through=share,
+  )
+  in_f, in_g, moved = jax.grad(f), jax.grad(g), after.variables["params"]["dense_1"]["kernel"]
+  if bits == 32:
+    np.testing.assert_allclose(value, f(x), rtol=1e-6)
+    np.testing.assert_allclose(moved, x - 0.1 * in_f(x), rtol=1e-5)
+    return
+  centers = start.codebooks["dense_1/kernel"]
+  q = ops.hard_quantize(x, centers)
+  np.testing.assert_allclose(value, f(x) + g(q), rtol=1e-6)
+  expected = x - 0.1 * ((1 - share) * in_f(x) + share * in_g(q))
+  np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+  low = np.asarray(moved) <= np.mean(centers)
+  slope = np.asarray(in_g(ops.hard_quantize(moved, centers)))
+  expected = np.asarray(centers) - 0.1 * np.array([slope[low].sum(), slope[~low].sum()])
+  np.testing.assert_allclose(after.codebooks["dense_1/kernel"], np.sort(expected), rtol=1e-5)
+
+
+def test_schedules_are_read_at_the_step():
+  schedule = optax.linear_schedule(1.0, 0.0, 10)
+  assert client.value_at(schedule, jnp.int32(5)) == 0.5
+  assert client.value_at(0.3, jnp.int32(5)) == 0.3
+
+
+def test_bad_rates_are_refused():
+  with pytest.raises(BadInput, match=r"--local-steps 0: allowed is a whole number of at least 1"):
+    client.check(0, 10)
+  with pytest.raises(BadInput, match=r"--weights-rate -0.1: allowed is a finite number above 0"):
+    client.check(1, 10, client.Rates(weights=-0.1))
+  with pytest.raises(BadInput, match="--centers-rate nan"):
+    client.check(1, 10, client.Rates(centers=float("nan")))

@@ -1,0 +1,107 @@
+"""Tables: the same numbers on the terminal, in Markdown and in LaTeX."""
+
+import io
+import re
+
+import pytest
+import rich.console
+
+from qupeD_jax.results import metrics, tables
+from qupeD_jax.results.statistics import Comparison
+
+COSTS = {"bytes_per_model": 81, "bytes_per_round": 20_000, "flops_per_example": 10, "seconds": 2.5}
+
+
+def summary():
+  quped = metrics.summarise([[0.871, 0.871], [0.879, 0.879]], bits=[1, 2], **COSTS)
+  local = metrics.summarise([[0.5]], global_model=[[0.25]], bits=32, **COSTS)
+  return {"QuPeD [a|b]": quped, "local": local}
+
+
+def test_markdown_table(tmp_path):
+  metrics.write_summary(tmp_path, summary())
+  head, rule, quped, local = (tmp_path / "table.md").read_text().splitlines()
+  assert [cell.strip() for cell in head.strip("|").split("|")][:3] == [
+    "Method",
+    "Accuracy (%)",
+    "Worst decile (%)",
+  ]
+  assert len({len(line) for line in (head, rule, quped, local)}) == 1
+  assert quped.split(" | ")[0].strip("| ") == r"QuPeD [a\|b]"
+  cells = [cell.strip("| ") for cell in quped.split(" | ")[1:]]
+  assert cells == ["87.5 ± 0.6", "87.5", "-", "1, 2", "81 B", "20.0 kB", "2.5"]
+  assert "50.0 ± 0.0" in local
+  assert " 25.0 " in local
+
+
+def test_printed_table_says_the_same_and_reads_no_markup():
+  out = io.StringIO()
+  tables.print_table(summary(), rich.console.Console(file=out, width=80))
+  text = out.getvalue()
+  for cell in ("QuPeD [a|b]", "87.5 ± 0.6", "1, 2", "81 B", "20.0 kB", "decile"):
+    assert cell in text
+
+
+def test_the_best_accuracies_are_found_and_ties_share():
+  methods = summary()
+  assert tables.best_cells(methods) == {(0, 1), (0, 2), (1, 3)}
+  methods["as good"] = methods["QuPeD [a|b]"]
+  assert tables.best_cells(methods) == {(0, 1), (0, 2), (2, 1), (2, 2), (1, 3)}
+  del methods["local"]
+  assert tables.best_cells(methods) == {(0, 1), (0, 2), (1, 1), (1, 2)}  # none is global
+  assert tables.best_cells({}) == set()
+
+
+def tex_cells(line):
+  """Returns the cells of a row of a LaTeX table."""
+  assert line.endswith(r" \\")
+  return re.split(r"(?<!\\) & ", line.removesuffix(r" \\"))
+
+
+def test_latex_table_has_the_rules_of_booktabs_and_as_many_cells_in_each_row():
+  comment, begin, top, head, middle, *rows, bottom, end = tables.latex_table(
+    summary(), "results/a\nb/summary.json"
+  ).splitlines()
+  assert comment == r"% Made from results/a b/summary.json; needs \usepackage{booktabs}"
+  assert (begin, end) == (r"\begin{tabular}{lrrrrrrr}", r"\end{tabular}")
+  assert (top, middle, bottom) == (r"\toprule", r"\midrule", r"\bottomrule")
+  assert [len(tex_cells(line)) for line in (head, *rows)] == [8, 8, 8]
+  assert tex_cells(head)[1] == r"Accuracy (\%)"
+  quped, local = map(tex_cells, rows)
+  assert quped[:4] == [
+    r"QuPeD {[}a\textbar{}b]", r"\textbf{87.5 $\pm$ 0.6}", r"\textbf{87.5}", "-",
+  ]  # fmt: skip
+  assert local[:4] == ["local", r"50.0 $\pm$ 0.0", "50.0", r"\textbf{25.0}"]
+
+
+def test_latex_escapes_all_that_tex_would_take_for_a_command():
+  name = r"\a{b}_c^d~e#f$g%h&i<j>k|l[*"
+  methods = {name: summary()["local"]}
+  row = tables.latex_table(methods, "").splitlines()[5]
+  cell = tex_cells(row)[0]
+  assert cell == (
+    r"\textbackslash{}a\{b\}\_c\textasciicircum{}d\textasciitilde{}e\#f\$g\%h\&i"
+    r"\textless{}j\textgreater{}k\textbar{}l{[}{*}"
+  )
+
+
+def test_comparison_table_has_a_part_for_each_method_and_its_verdicts():
+  better, worse = Comparison(0.0112, 0.003, 0.019, 1), Comparison(-0.2, -0.25, -0.1, -1)
+  equal = Comparison(-0.0001, -0.01, 0.01, 0)
+  text = tables.comparison_table({"A": {"B|": better, "C": equal}, "B|": {"A": worse}}, 0.9)
+  first, second = text.split("\n\n")
+  rows = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in first.split("\n")
+  ]
+  assert rows[0] == ["A against", "Points more", "90% interval", "Verdict"]
+  assert rows[2:] == [
+    [r"B\|", "+1.1", "[+0.3, +1.9]", "win"],
+    ["C", "0.0", "[-1.0, +1.0]", "-"],
+  ]
+  assert "[-25.0, -10.0] |    loss |" in second
+
+
+@pytest.mark.parametrize("bits", [2, [1, 2, 4, 32]])
+def test_cells_fit_their_columns(bits):
+  entry = metrics.summarise([[0.5]], bits=bits, **COSTS)
+  assert [len(row) for row in tables.cells({"a": entry})] == [len(tables.COLUMNS)]

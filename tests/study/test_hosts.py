@@ -1,0 +1,152 @@
+"""Runs of two processes on this host: what one process finds, also when one of them is lost."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qupeD_jax.checks import BadInput
+from qupeD_jax.engine import parallel
+from qupeD_jax.results import metrics
+from qupeD_jax.study import cli
+from qupeD_jax.study.durability import hosts
+from qupeD_jax.study.options import Options
+from tests.federates import OPTIONS
+
+ROOT = Path(__file__).parents[2]
+ROWS = OPTIONS.rounds * OPTIONS.seeds
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Returns a function: results folder, where to meet, number -> a process that has begun."""
+  # One device a process, as it would be elsewhere; small programs are kept for the next one.
+  own = {
+    "XLA_FLAGS": "",
+    "PYTHONPATH": str(ROOT),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  started = []
+
+  def start(folder, where="-", number=0):
+    command = [sys.executable, "-m", "tests.federates", str(folder), where, str(number)]
+    log = (tmp_path / f"log_{len(started)}").open("w+")
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
+    process.log = Path(log.name)
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.wait()
+
+
+def somewhere():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def rows_in(folder):
+  path = folder / "metrics.jsonl"
+  return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_two_processes_find_what_one_does_and_a_lost_one_can_be_replaced(start, tmp_path):
+  """Float32 sums of two partial sums: the tolerance is that of a few dozen small steps."""
+  alone, both = tmp_path / "alone", tmp_path / "both"
+  only = start(alone)
+  where = somewhere()
+  first, second = (start(both, where, number) for number in (0, 1))
+  while rows_in(both) < ROWS / 4 and first.poll() is None:
+    time.sleep(0.02)
+  second.send_signal(signal.SIGKILL)
+  assert first.wait() == 1, first.log.read_text()
+  assert f"error: {hosts.LOST}" in first.log.read_text()
+  assert 0 < rows_in(both) < ROWS
+  where = somewhere()
+  again = [start(both, where, number) for number in (0, 1)]
+  assert [process.wait() for process in again] == [0, 0], again[0].log.read_text()
+  assert "goes on with the run that was cut off there" in again[0].log.read_text().replace(
+    "\n", " "
+  )
+  assert not re.search("tiny|results in|QuPeD", again[1].log.read_text())  # the first one prints
+  assert only.wait() == 0, only.log.read_text()
+  ours, theirs = (metrics.read_metrics(folder) for folder in (both, alone))
+  assert [(r["seed"], r["round"]) for r in ours] == [(r["seed"], r["round"]) for r in theirs]
+  loss = [[row["loss"] for row in rows] for rows in (ours, theirs)]
+  np.testing.assert_allclose(*loss, rtol=1e-3)
+  found = [metrics.read_accuracies(folder)["QuPeD 2 bit"]["accuracy"] for folder in (both, alone)]
+  np.testing.assert_allclose(*found, atol=0.03)  # of 24 to 107 rows one may change sides
+  assert sorted(p.name for p in both.rglob("*")) == sorted(p.name for p in alone.rglob("*"))
+
+
+@pytest.mark.parametrize(
+  ("given", "line"),
+  [
+    ({"devices": 0}, "devices 0: allowed is a whole number of at least 1"),
+    ({"process": 1}, "process 1: allowed is given with `coordinator` HOST:PORT only"),
+    ({"coordinator": "host"}, "coordinator host: allowed is HOST:PORT or auto"),
+    ({"coordinator": "host:70000"}, "coordinator host:70000: allowed is HOST:PORT or auto"),
+    ({"coordinator": "h:1"}, "processes None: allowed is a whole number of at least 1"),
+    (
+      {"coordinator": "h:1", "processes": 2},
+      "process None: allowed is 0 to 1, each of them once",
+    ),
+    (
+      {"coordinator": "h:1", "processes": 2, "process": 2},
+      "process 2: allowed is 0 to 1, each of them once",
+    ),
+  ],
+)
+def test_what_says_not_where_processes_meet_is_refused(given, line):
+  with pytest.raises(BadInput) as refused:
+    hosts.check(Options(**given))
+  assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+  ("given", "devices"),
+  [
+    ({}, 8),
+    ({"clients": 5}, 5),
+    ({"clients": 20, "models": ("mlp", "mlp2")}, 5),  # ten a network, two on each device
+    ({"clients": 1}, 1),
+    ({"participation": 0.5}, 1),
+    ({"store": "host", "participation": 0.5}, 1),
+    ({"coordinator": "h:1", "processes": 2, "process": 0}, 1),
+    ({"models": ()}, 8),  # refused later, with a line of its own
+  ],
+)
+def test_clients_share_the_cores_where_that_is_faster(given, devices, monkeypatch):
+  monkeypatch.setattr(parallel, "cores", lambda: 8)
+  assert hosts.usual_devices(Options(**{"clients": 24, **given})) == devices
+
+
+@pytest.mark.parametrize(("given", "devices"), [({}, 3), ({"devices": 2}, 2), ({"clients": 1}, 1)])
+def test_a_run_knows_its_number_of_devices(given, devices, monkeypatch):
+  monkeypatch.setattr(parallel, "cores", lambda: 3)
+  assert hosts.join(Options(**given)).devices == devices
+
+
+def test_an_abort_is_put_into_one_line(monkeypatch, capfd):
+  """As of jax, when the process that coordinates the others is gone."""
+  abort = [sys.executable, "-c", "import os; os.abort()"]
+  popen = subprocess.Popen
+  monkeypatch.setattr(subprocess, "Popen", lambda command, env: popen(abort, env=env))
+  where = ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "1")
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  try:
+    assert cli.main(("quickstart", *where)) == 1
+  finally:
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+      signal.signal(number, handler)
+  assert capfd.readouterr().err == f"error: {hosts.LOST}\n"
