@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -13,7 +14,8 @@ from qupeD_jax.checks import BadInput
 from qupeD_jax.command_line import BAD_INPUT, fail
 from qupeD_jax.study.errors import Diverged, Lost, OutOfTime, Terminated
 
-FOLDER = Path(__file__).parent.parent
+# Looked up, not imported: the package does not know its experiments.
+FOLDER = Path(importlib.util.find_spec("experiments").origin).parent
 FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 1, 130, 75, 143
 
 

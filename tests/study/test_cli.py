@@ -304,7 +304,7 @@ def test_an_out_with_a_file_in_the_way_is_refused(refusal, obstacle, inside):
 
 
 def test_a_second_start_compiles_nothing(tmp_path):
-  code = "from experiments.common import cli; cli.keep_compiled(); import jax; "
+  code = "from qupeD_jax.study import cli; cli.keep_compiled(); import jax; "
   code += "print(jax.jit(lambda x: 2 * x)(21))"
   environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
   environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
