@@ -6,12 +6,15 @@ with a text that is read, is a BadInput of one line that names the file.
 
 import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +26,39 @@ from qupeD_jax.checks import BadInput
 _DEEPEST = 50  # levels of nesting that are read
 _WIDEST = 2**63  # whole numbers that are read lie below, on either side
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_LONGEST = 160  # characters of a file name that is made of a name; most systems take 255
+
+
+def name_of(name: str) -> str:
+  """Makes a file name of any text: no two texts share one, and it leads to no other folder.
+
+  A space becomes an underscore; what has a meaning in paths or is not ASCII is percent-encoded as
+  in a URL. `urllib.parse.unquote` of the result, underscores read as spaces, is the text again, but
+  for long ones: these are cut and end in a hash.
+
+  >>> name_of("FedAvg + k-means 2 bit"), name_of("QuPeD w/ KD"), name_of(".."), name_of("a_b")
+  ('FedAvg_+_k-means_2_bit', 'QuPeD_w%2F_KD', '%2E.', 'a%5Fb')
+  """
+  quoted = urllib.parse.quote(name, safe=" +,=@()#", errors="surrogatepass")
+  quoted = quoted.replace("_", "%5F").replace(" ", "_") or "%"
+  if quoted.startswith("."):  # also hides a file
+    quoted = "%2E" + quoted[1:]
+  if len(quoted) <= _LONGEST:
+    return quoted
+  return f"{quoted[:_LONGEST]}~{hashlib.sha256(quoted.encode()).hexdigest()[:32]}"
+
+
+def require_no_link(folder: Path, names: Iterable[str]) -> None:
+  """Raises BadInput if one of these in a folder, or anything below it, is a symbolic link.
+
+  What is written there, or removed, would lie somewhere else. The folder itself may be one.
+  """
+  for name in names:
+    path = folder / name
+    below = os.walk(path) if not path.is_symlink() else ()
+    inside = (Path(where, entry) for where, dirs, files in below for entry in (*dirs, *files))
+    for one in filter(Path.is_symlink, itertools.chain((path,), inside)):
+      raise BadInput(f"{one}: is a link; results are written and removed in their folder alone")
 
 
 def plain(value: Any) -> Any:
@@ -182,7 +218,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
   partial = path.with_name(path.name + ".partial")
   with writing(path):
     try:
-      with partial.open("wb") as file:
+      partial.unlink(missing_ok=True)  # it may be a link
+      with partial.open("xb") as file:
         yield file
         sync(file)
       os.replace(partial, path)

@@ -26,7 +26,7 @@ def save(path: Path, tensors: Tensors, header: Header) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
   written = safetensors.numpy.save(tensors, header | {"crc32": _checksum(tensors, header)})
   with files.whole(path) as file:
-    file.write(written)
+    file.write(_in_order(written))
 
 
 def load(path: str | os.PathLike) -> tuple[Tensors, Header]:
@@ -66,6 +66,19 @@ def read(path: str | os.PathLike) -> tuple[Tensors, Header]:
     raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
   except safetensors.SafetensorError as error:
     raise BadInput(f"{path}: damaged, or not a safetensors file") from error
+
+
+def _in_order(written: bytes) -> bytes:
+  """Sorts a file's metadata, which the library writes in an order that changes from call to call.
+
+  A file is the length of its header in 8 bytes, the header as JSON, and the tensors.
+  """
+  end = 8 + int.from_bytes(written[:8], "little")
+  header = json.loads(written[8:end])
+  header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # tensors are aligned
+  return len(text).to_bytes(8, "little") + text + written[end:]
 
 
 def _checksum(tensors: Tensors, header: Header) -> str:

@@ -14,7 +14,7 @@ from qupeD_jax.io import checkpoint, files
 from qupeD_jax.results import metrics
 from qupeD_jax.study import parts, portrait, training
 from qupeD_jax.study.durability import resume
-from qupeD_jax.study.jobs import Job, job_name, slug
+from qupeD_jax.study.jobs import Job, job_name
 from qupeD_jax.study.options import Federated
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
@@ -23,6 +23,9 @@ CHECKPOINTS = "checkpoints"  # there from a run's beginning to its end
 PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
 
 _LOCK = ".lock"
+_MODELS = "models"
+_OWN = (_LOCK, metrics.CONFIG, metrics.METRICS, *OTHERS, *PICTURES)
+_OWN += (_MODELS, portrait.FOLDER, CHECKPOINTS)
 
 
 @contextlib.contextmanager
@@ -30,9 +33,10 @@ def held(folder: Path) -> Iterator[None]:
   """Holds a folder, made if need be, for one process; whoever holds it lets go when it dies.
 
   Raises:
-    BadInput: another process holds it, or it cannot be made.
+    BadInput: another process holds it, it cannot be made, or links lead out of it.
   """
   path = folder / _LOCK
+  files.require_no_link(folder, _OWN)
   with files.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
@@ -128,13 +132,13 @@ def of_job(
 
   # More clients than the device holds are more than can be saved every few minutes.
   resident = job.options.store == "device"
-  own = folder / CHECKPOINTS / slug(job_name(job)) if resident else None
+  own = folder / CHECKPOINTS / files.name_of(job_name(job)) if resident else None
   return when._replace(folder=own, written=written, cut_back=cut_back)
 
 
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
-  of_jobs = ("models/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
+  of_jobs = (f"{_MODELS}/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
   for pattern in (*OTHERS, *PICTURES, *of_jobs):
     for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()

@@ -61,15 +61,6 @@ def job_name(job: Job) -> str:
   return f"{first} and {len(others)} more" if others else first
 
 
-def slug(name: str) -> str:
-  """Makes a file name of a method's or job's.
-
-  >>> slug("FedAvg + k-means 2 bit")
-  'FedAvg_+_k-means_2_bit'
-  """
-  return name.replace(" ", "_")
-
-
 # --- other jobs of a job
 
 

@@ -14,7 +14,7 @@ from qupeD_jax import checks, models
 from qupeD_jax.data import splits
 from qupeD_jax.engine import loop, parallel
 from qupeD_jax.federation import client
-from qupeD_jax.io import packing
+from qupeD_jax.io import files, packing
 from qupeD_jax.quantization import ops
 from qupeD_jax.results import account, metrics, plots, tables
 from qupeD_jax.study import faults, folders, parts, portrait, training
@@ -23,7 +23,7 @@ from qupeD_jax.study.durability import resume, stopping
 from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.federation import Federation
-from qupeD_jax.study.jobs import Job, MakeJob, job_name, slug
+from qupeD_jax.study.jobs import Job, MakeJob, job_name
 from qupeD_jax.study.options import Federated, Options, check
 from qupeD_jax.types import FedState
 
@@ -70,7 +70,8 @@ def run(
   for job in jobs:
     check(job.options)
   methods = [method for job in jobs for method in job.variants]
-  distinct = len(set(methods)) == len(methods)
+  # Some file systems do not tell upper case from lower.
+  distinct = len({files.name_of(method).casefold() for method in methods}) == len(methods)
   checks.require(distinct, "bits", options.bits, f"other than in {', '.join(methods)}")
   config = config_of(name, options)
   found = parts.read(taken, config)
@@ -122,7 +123,8 @@ def run_jobs(
     def results_of(job):
       sitter = None
       if job.options.store == "device":
-        sitter = portrait.of_job(job, folder / portrait.FOLDER / slug(job_name(job)), pictured)
+        taken = folder / portrait.FOLDER / files.name_of(job_name(job))
+        sitter = portrait.of_job(job, taken, pictured)
       own = folders.of_job(saves, job, folder, sitter)
       return (
         recall(job, finished)
@@ -136,7 +138,7 @@ def run_jobs(
       # The summary last: what it has is finished.
       metrics.write_accuracies(folder, accuracies)
       metrics.write_summary(folder, summary)
-      shutil.rmtree(folder / folders.CHECKPOINTS / slug(job_name(job)), ignore_errors=True)
+      shutil.rmtree(folder / folders.CHECKPOINTS / files.name_of(job_name(job)), ignore_errors=True)
   return summary
 
 
@@ -327,7 +329,7 @@ def save_models(job: Job, state: FedState, folder: Path) -> None:
   options, federation = job.options, job.federation
   inputs = about_inputs(options, federation)
   for i, (method, variant) in enumerate(job.variants.items()):
-    target = folder / "models" / slug(method)
+    target = folder / "models" / files.name_of(method)
     for group, name, clients in zip(
       federation.groups, federation.names, state.clients, strict=True
     ):

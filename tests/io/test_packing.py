@@ -124,6 +124,12 @@ def saved(folder):
   return path
 
 
+def test_a_model_is_the_same_file_whenever_it_is_saved(tmp_path):
+  written = {saved(tmp_path).read_bytes() for _ in range(8)}
+  assert len(written) == 1
+  assert int.from_bytes(written.pop()[:8], "little") % 8 == 0  # tensors are aligned
+
+
 def test_file_holds_the_tensors_under_their_names(tmp_path):
   assert safetensors.numpy.load_file(saved(tmp_path)).keys() == {
     "middle/kernel.codes",

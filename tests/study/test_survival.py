@@ -13,12 +13,11 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import numpy as np
 import pytest
 
 from experiments import quickstart
 from qupeD_jax.checks import BadInput
-from qupeD_jax.io import checkpoint, files, packing
+from qupeD_jax.io import checkpoint, files
 from qupeD_jax.results import metrics
 from qupeD_jax.study import cli, folders, portrait
 from qupeD_jax.study.durability.progress import Bar
@@ -35,11 +34,7 @@ def kept(folder):
   for entry in summary["methods"].values():
     assert entry.pop("seconds") > 0
   del found["config.json"], found["table.md"]
-  models = [name for name in found if name.endswith(".safetensors")]
-  for name in models:  # whose header has its entries in any order
-    packed, metadata = packing.load(folder / name)
-    found[name] = jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), packed), metadata
-  assert models
+  assert any(name.endswith(".safetensors") for name in found)
   return found | {"summary.json": summary}
 
 

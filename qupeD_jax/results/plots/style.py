@@ -4,11 +4,13 @@ import functools
 import io
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from qupeD_jax.checks import BadInput
+from qupeD_jax.io import files
 
 # Okabe and Ito's palette, told apart by colour-blind readers, without its yellow, which fades on
 # paper. The dashes change when the colours come round again.
@@ -50,10 +52,12 @@ def literal(text: str) -> str:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
   """Writes a figure in the format that the path's suffix names."""
+  path = Path(path)
   try:
-    figure.savefig(path, dpi=200, bbox_inches="tight")
-  except OSError as error:
-    raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
+    with files.whole(path) as file:
+      figure.savefig(file, format=path.suffix[1:] or None, dpi=200, bbox_inches="tight")
+  except BadInput:
+    raise
   except ValueError as error:
     raise BadInput(f"{path}: {error}") from error
 
