@@ -29,7 +29,7 @@ class Model(NamedTuple):
 class Dataset(NamedTuple):
   """Examples, stored once, on the device, as they came."""
 
-  x: Array  # [M, H, W, C] uint8
+  x: Array  # [M, H, W, C] uint8, or float32 where these are no pixels
   y: Array  # [M] int32
   client: Array | None = None  # [M] int32, natural client of each example, where there is one
 

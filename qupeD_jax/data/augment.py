@@ -18,28 +18,40 @@ def flip_and_crop(padding: int = 4, fill: Sequence[float] | float = 0) -> Callab
 
   Args:
     padding: pixels on every side, at least 0; offsets from -padding to padding are equally likely.
-    fill: of the padding, in pixel values 0 to 255, for all channels or for each; 0 is black. The
-      usual recipe pads images after their normalisation with 0: that is the mean color here.
+    fill: of the padding, in the units of the images, for all channels or for each; 0 is black in
+      uint8, which takes 0 to 255. The usual recipe pads images after their normalisation with 0:
+      that is the mean color here.
 
   Returns:
     (key, x [B, H, W, C]) -> x [B, H, W, C], in x's dtype; a pure function, for
     `client.local_round`.
 
   Raises:
-    BadInput: padding or fill is out of range.
+    BadInput: padding is negative or fill not finite; when called, padding is not below H and W, or
+      fill no pixel value of uint8 images.
   """
   checks.at_least("padding", padding, 0)
   pixels = np.asarray(fill, np.float32)
-  checks.require(np.all((pixels >= 0) & (pixels <= 255)), "fill", fill, "from 0 to 255")
+  checks.require(np.isfinite(pixels).all(), "fill", fill, "finite")
 
   def augment(key, x):
+    _require_fit(x, padding, fill)
     flip_key, offset_key = jax.random.split(key)
     flips = jax.random.bernoulli(flip_key, shape=(len(x),))
     offsets = jax.random.randint(offset_key, (len(x), 2), -padding, padding + 1)
-    outside = jnp.rint(pixels).astype(x.dtype)
+    whole = jnp.issubdtype(x.dtype, jnp.integer)
+    outside = (jnp.rint(pixels) if whole else jnp.asarray(pixels)).astype(x.dtype)
     return jax.vmap(lambda *image: _move(*image, outside))(x, flips, offsets)
 
   return augment
+
+
+def _require_fit(x: Array, padding: int, fill: Sequence[float] | float) -> None:
+  """Requires images larger than their shifts, and a fill that their dtype can hold."""
+  smallest = min(x.shape[1:3])
+  checks.require(padding < smallest, "padding", padding, f"below {smallest}, the size of images")
+  held = x.dtype != np.uint8 or (np.min(fill) >= 0 and np.max(fill) <= 255)
+  checks.require(held, "fill", fill, "from 0 to 255")
 
 
 def _move(image: Array, flip: Array, offset: Array, outside: Array) -> Array:

@@ -11,10 +11,10 @@ from pathlib import Path
 from qupeD_jax.checks import refusal
 
 EMNIST = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
-TFDS = ("mnist", "fashion_mnist", "cifar10", *(f"emnist/{config}" for config in EMNIST))
+TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", *(f"emnist/{config}" for config in EMNIST))
 NAMES = ("digits", *TFDS, "femnist")
 FEMNIST_FILES = (
-  "LEAF's folders train/ and test/ with all_data_*.json, "
+  "LEAF's folders train/ and test/ with all_data_*.json (or its femnist/data), "
   "or fed_emnist_train.h5 and fed_emnist_test.h5"
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -35,7 +35,7 @@ def require_known(name: str) -> None:
     return
   near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
   hint = f"; the nearest is {near[0]}" if near else ""
-  raise refusal("dataset", name, f"allowed is {', '.join(NAMES)}{hint}")
+  raise refusal("dataset", name, f"allowed is {', '.join(NAMES)}, or a file *.npz{hint}")
 
 
 def folder(data_dir: str | os.PathLike | None = None) -> Path:

@@ -144,12 +144,20 @@ def thin(owner: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.n
   return thinned
 
 
-def natural(client: np.ndarray | None, num_clients: int | None = None) -> np.ndarray:
+def natural(
+  client: np.ndarray | None,
+  num_clients: int | None = None,
+  *,
+  tested: np.ndarray | None = None,
+  min_test_rows: int = 1,
+) -> np.ndarray:
   """Makes a client of each writer, or whoever else the data set names.
 
   Args:
     client: [M] int32, the field of that name of a Dataset.
     num_clients: how many of them, the first in their order; None for all.
+    tested: [M'] int32, the same of the test part; None does not look at it.
+    min_test_rows: whoever has fewer rows there is left out.
 
   Returns:
     owner [M] int32; rows of those left out stay unused.
@@ -163,6 +171,12 @@ def natural(client: np.ndarray | None, num_clients: int | None = None) -> np.nda
   if client is None:
     raise refusal("partition", "natural", "the data set does not say whose its examples are")
   known, owner = np.unique(client, return_inverse=True)
+  if tested is not None:
+    at_least("min_test_rows", min_test_rows, 1)
+    there = tested[np.isin(tested, known)]
+    rows = np.bincount(np.searchsorted(known, there), minlength=len(known))
+    kept = rows >= min_test_rows
+    known, owner = known[kept], np.where(kept, np.cumsum(kept) - 1, NOBODY)[owner]
   if num_clients is not None:
     at_least("num_clients", num_clients, 1)
     require(num_clients <= len(known), "num_clients", num_clients, f"at most {len(known)} here")

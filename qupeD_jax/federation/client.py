@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
   """One step's examples of one client."""
 
-  x: Array  # [B, H, W, C] uint8
+  x: Array  # [B, H, W, C] uint8 or float32
   y: Array  # [B] int32
   mask: Array  # [B] float32, 1 for an example that counts
 

@@ -48,7 +48,7 @@ def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> split
     case "iid":
       owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
     case "natural":
-      owner, test_rows = partition.natural(train.client, clients), splits.own_rows
+      owner, test_rows = natural(options, train, test, clients), splits.own_rows
   if options.train_share < 1:
     owner = partition.thin(owner, labels, options.train_share, seed)
   return splits.split(
@@ -60,6 +60,15 @@ def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> split
     max_test_rows=options.max_test_rows,
     seed=seed,
   )
+
+
+def natural(
+  options: Federated, train: Dataset, test: Dataset, clients: int | None = None
+) -> np.ndarray:
+  """Makes clients of the writers, the first so many of those that can be tested: owner [M]."""
+  least = options.min_test_rows
+  tested = {} if least is None else {"tested": test.client, "min_test_rows": least}
+  return partition.natural(train.client, clients, **tested)
 
 
 def load(
@@ -76,9 +85,8 @@ def load(
   Raises:
     BadInput: the data cannot be had, or the options do not fit it.
   """
-  parts = sources.load(options.dataset, options.data_dir)
+  *parts, num_classes = sources.read(options.dataset, options.data_dir)
   train, test = (sources.downsample(part, options.downsample) for part in parts)
-  num_classes = sources.num_classes(train, test)
   parts = tuple(split(options, train, test, seed) for seed in seeds(options))
   num_clients = len(parts[0].train.offsets) - 1
   groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))

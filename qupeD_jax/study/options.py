@@ -17,7 +17,8 @@ class Federated:
   """What every federated experiment has: data, clients, networks and the amount of work."""
 
   dataset: str = "digits"
-  """Data set: digits, mnist, fashion_mnist, cifar10, emnist/NAME or femnist."""
+  """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, emnist/NAME or femnist, or a file
+  *.npz of one's own with x_train, y_train, x_test and y_test."""
   data_dir: str | None = None
   """Folder that holds the data sets; by default TFDS's own."""
   downsample: int = 1
@@ -58,6 +59,8 @@ class Federated:
   """Share of its training rows that a client validates on."""
   max_test_rows: int | None = None
   """Most test rows of a client; a random choice where it would have more."""
+  min_test_rows: int | None = None
+  """Leave out writers who have fewer test rows (partition natural)."""
 
   models: tuple[str, ...] = ("mlp",)
   """Architectures; clients are dealt over them, the first is the server's."""
@@ -188,6 +191,10 @@ def check(options: Federated) -> None:
   checks.require(last < 2**32, "seed", options.seed, f"below 2^32, with {options.seeds} seeds")
   for name in ("participation", "averaging_share", "train_share"):
     checks.fraction(name, getattr(options, name), closed=True)
+  if options.min_test_rows is not None:
+    natural = options.partition == "natural"
+    allowed = f"None with `partition` {options.partition}: there are no writers"
+    checks.require(natural, "min_test_rows", options.min_test_rows, allowed)
   _check_faults(options)
   _check_store(options)
   checks.bits("bits", options.bits)

@@ -271,6 +271,11 @@ def describe(options: Federated, federation: Federation) -> str:
     federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
   )
   facts = [options.dataset, *splits.summary(counted).splitlines()]
+  if options.min_test_rows is not None:
+    owner = fed.natural(options, federation.train, federation.test)
+    writers = len(np.unique(federation.train.client))
+    left_out = f"{writers - owner.max() - 1} of {writers} writers"
+    facts.append(f"{left_out} left out, with fewer than {options.min_test_rows} test rows")
   return "; ".join([*facts, f"{options.seeds} seeds", f"models {', '.join(options.models)}"])
 
 

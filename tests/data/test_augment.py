@@ -49,6 +49,12 @@ def test_every_image_becomes_a_flipped_crop_of_itself_and_all_of_them_turn_up(fi
   assert np.abs(correlation - np.eye(3)).max() < 4 / len(IMAGES) ** 0.5
 
 
+def test_floats_are_padded_with_what_is_not_whole():
+  new = augment.flip_and_crop(PADDING, fill=-0.25)(KEY, IMAGES.astype(np.float32) / 255)
+  assert new.dtype == np.float32
+  assert set(np.unique(new)) - set(np.unique(IMAGES.astype(np.float32) / 255)) == {-0.25}
+
+
 def test_without_padding_only_flips_remain():
   out = np.asarray(augment.flip_and_crop(0)(KEY, IMAGES))
   flipped = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, IMAGES, strict=True)])
@@ -70,7 +76,9 @@ def test_bad_options_are_refused():
   with pytest.raises(BadInput, match="padding -1: allowed is a whole number of at least 0"):
     augment.flip_and_crop(-1)
   with pytest.raises(BadInput, match="fill 256: allowed is from 0 to 255"):
-    augment.flip_and_crop(fill=256)
+    augment.flip_and_crop(fill=256)(KEY, IMAGES)
+  with pytest.raises(BadInput, match="padding 6: allowed is below 6, the size of images"):
+    augment.flip_and_crop(6)(KEY, IMAGES)
 
 
 # --- in a round

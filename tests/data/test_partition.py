@@ -162,6 +162,23 @@ def test_natural_clients_are_the_first_writers():
   np.testing.assert_array_equal(partition.natural(client, 2), [1, 0, 0, -1, 1, -1])
 
 
+def test_writers_with_few_test_rows_are_left_out_before_they_are_counted():
+  client, tested = np.array([7, 3, 3, 9, 5]), np.array([9, 9, 3, 8, 5, 5], np.int32)
+  left = partition.natural(client, tested=tested)
+  np.testing.assert_array_equal(left, [-1, 0, 0, 2, 1])
+  left = partition.natural(client, 1, tested=tested, min_test_rows=2)
+  np.testing.assert_array_equal(left, [-1, -1, -1, -1, 0])
+
+
+def test_writers_of_any_number_find_their_test_rows():
+  far = np.array([2**31 - 1, 2**31 - 1, 5, 5], np.int32)
+  train, test = (
+    Dataset(np.zeros((4, 1, 1, 1), np.uint8), far % 2, c) for c in (far, far[::-1] - 0)
+  )
+  found = splits.split(train, test, partition.natural(far), splits.own_rows)
+  np.testing.assert_array_equal(np.sort(found.test.rows.reshape(2, 2)), [[0, 1], [2, 3]])
+
+
 # Seeds and size
 
 

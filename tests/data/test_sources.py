@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
 import types
+import zlib
 
 import h5py
 import numpy as np
@@ -42,10 +45,18 @@ def images(count, shape=(28, 28, 1), seed=0):
   return rng.integers(0, 256, (count, *shape), np.uint8), rng.integers(0, 10, count, np.int32)
 
 
-def png(pixels):
+def png(pixels, kind="PNG"):
   buffer = io.BytesIO()
-  Image.fromarray(pixels.squeeze()).save(buffer, "PNG")
+  Image.fromarray(pixels.squeeze()).save(buffer, kind)
   return buffer.getvalue()
+
+
+def bomb():
+  """A PNG that says of itself that it is 2^15 pixels wide and high."""
+  content = bytearray(png(np.zeros((28, 28), np.uint8)))
+  content[16:24] = struct.pack(">II", 2**15, 2**15)
+  content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+  return bytes(content)
 
 
 def example(image, label):
@@ -185,7 +196,7 @@ def test_real_data(name):
 
 @pytest.mark.parametrize(
   ("name", "shape"),
-  [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3)), ("emnist/letters", (28, 28, 1))],
+  [("mnist", (28, 28, 1)), ("cifar100", (32, 32, 3)), ("emnist/letters", (28, 28, 1))],
 )
 def test_prepared_images_are_read_as_they_were_written(tmp_path, name, shape):
   x, y = images(30, shape)
@@ -303,21 +314,17 @@ DAMAGES = {
   "no records promised": (promise(0), "its train split is empty"),
   "no info": (
     lambda folder: (folder / "dataset_info.json").unlink(),
-    "no readable dataset_info.json and features.json",
+    "dataset_info.json: No such file or directory",
   ),
   "no features": (
     lambda folder: (folder / "features.json").unlink(),
-    "no readable dataset_info.json and features.json",
+    "features.json: No such file or directory",
   ),
   "broken info": (
     lambda folder: (folder / "dataset_info.json").write_text("{"),
-    "no readable dataset_info.json and features.json",
+    "dataset_info.json: damaged (Expecting property name",
   ),
   "other data set": (edit_info(lambda info: info.update(name="kmnist")), "holds kmnist, not mnist"),
-  "other format": (
-    edit_info(lambda info: info.update(fileFormat="tfrecord")),
-    "holds tfrecord files, not array_record",
-  ),
   "no test split": (edit_info(lambda info: info["splits"].pop()), "has no test split"),
   "no image": (features(lambda found: found.pop("image")), "has no feature `image`"),
   "no label": (features(lambda found: found.pop("label")), "has no feature `label`"),
@@ -338,7 +345,32 @@ DAMAGES = {
     replace_records(lambda x, y: example(png(x), None)),
     "record 1 is no image with a label",
   ),
-  "huge label": (replace_records(lambda x, y: example(png(x), 2**40)), "out of bounds for int32"),
+  "huge label": (
+    replace_records(lambda x, y: example(png(x), 2**40 + 7)),
+    "a label [1099511627783], where there are 10 classes",
+  ),
+  "label of no class": (
+    replace_records(lambda x, y: example(png(x), 57)),
+    "a label [57], where there are 10 classes",
+  ),
+  "negative label": (replace_records(lambda x, y: example(png(x), -1)), "a label [-1]"),
+  "another format of image": (
+    replace_records(lambda x, y: example(png(x, "BMP"), 3)),
+    "cannot identify image",
+  ),
+  "a program for a picture": (
+    replace_records(lambda x, y: example(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28", 3)),
+    "cannot identify image",
+  ),
+  "a bomb": (replace_records(lambda x, y: example(bomb(), 3)), "decompression bomb"),
+  "classes without end": (
+    features(lambda found: found["label"]["classLabel"].update(numClasses="99999999999")),
+    "declares 99999999999 classes",
+  ),
+  "strange metadata": (
+    edit_info(lambda info: info.update(splits=[None])),
+    "no layout that is known in dataset_info.json and features.json",
+  ),
   "not an image": (replace_records(lambda x, y: example(b"no image", 3)), "cannot identify image"),
   "half an image": (replace_records(lambda x, y: example(png(x)[:300], 3)), SHARD),
   "smaller image": (
@@ -368,9 +400,25 @@ def test_damaged_and_foreign_folders_are_refused(small, damage):
   assert message.endswith(remedy)
 
 
-def test_negative_labels_are_refused(small):
-  replace_records(lambda x, y: example(png(x), -1))(small)
-  assert refusal(sources.load, "mnist", small.parents[1]) == "train.y -1: allowed is at least 0"
+def test_a_folder_of_another_format_is_not_to_be_deleted(small):
+  edit_info(lambda info: info.update(fileFormat="tfrecord"))(small)
+  message = refusal(sources.load, "mnist", small.parents[1])
+  make = '`make data NAME=mnist ARGS="--data-dir OTHER_FOLDER"`'
+  assert message == f"{small}: holds tfrecord files, and array_record is read; run {make}"
+
+
+def test_nothing_is_imported_that_metadata_name(small, tmp_path, monkeypatch):
+  (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+  monkeypatch.syspath_prepend(tmp_path)
+  features(lambda found: found.update(extra={"pythonClassName": "stranger.Feature"}))(small)
+  assert len(sources.load("mnist", small.parents[1])[0].y) == 40
+
+
+def test_classes_are_those_that_are_declared(small):
+  assert sources.read("mnist", small.parents[1]).num_classes == 10
+  edit(small / "features.json", lambda content: content["featuresDict"]["features"]["label"].update(
+    classLabel={"numClasses": "47"}))  # fmt: skip
+  assert sources.read("mnist", small.parents[1]).num_classes == 47
 
 
 # FEMNIST.
@@ -379,10 +427,10 @@ WRITERS = {"f02": 3, "f00": 2, "f01": 4}  # names are not in order, so that sort
 
 
 def handwriting(seed=0):
-  """Pixels in 0..255 and labels of each writer."""
+  """Pixels in 0..255 and labels of each writer, digits all of them."""
   rng = np.random.default_rng(seed)
   return {
-    name: (rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 62, n))
+    name: (rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 10, n))
     for name, n in WRITERS.items()
   }
 
@@ -430,7 +478,7 @@ def assert_written(dataset, written, numbers):
 
 
 @pytest.mark.parametrize("layout", ["leaf", "fed_emnist", "fed_emnist_digitsonly"])
-@pytest.mark.parametrize("inside", ["femnist", "."])
+@pytest.mark.parametrize("inside", ["femnist", ".", "femnist/data"])
 def test_femnist_keeps_pixels_and_writers(tmp_path, layout, inside):
   train, test = handwriting(0), handwriting(1)
   write_femnist(tmp_path / inside, layout, train, test)
@@ -440,6 +488,8 @@ def test_femnist_keeps_pixels_and_writers(tmp_path, layout, inside):
   assert_written(found[1], test, numbers)
   assert found[0].x.shape[1:] == (28, 28, 1)
   assert [field.dtype for field in found[0]] == [np.uint8, np.int32, np.int32]
+  classes = 10 if layout == "fed_emnist_digitsonly" else 62
+  assert sources.read("femnist", tmp_path).num_classes == classes
 
 
 def test_femnist_rounds_to_the_nearest_level(tmp_path):
@@ -487,8 +537,21 @@ LEAF_DAMAGES = {
   "ragged": (change_user(x=[[0.5] * 784, [0.5]]), "user f00: no x of equal length and y"),
   "text": (change_user(x="white"), "user f00: no x of equal length and y, all of numbers"),
   "label missing": (change_user(y=[1]), "user f00: 2 x but y of shape (1,)"),
-  "label negative": (change_user(y=[1, -1]), "y that are not whole numbers of at least 0"),
-  "label fraction": (change_user(y=[1, 0.5]), "y that are not whole numbers of at least 0"),
+  "label negative": (change_user(y=[1, -1]), "y that are not whole numbers below 62"),
+  "label fraction": (change_user(y=[1, 0.5]), "y that are not whole numbers below 62"),
+  "label of no class": (change_user(y=[1, 2**32 + 7]), "y that are not whole numbers below 62"),
+  "label null": (change_user(y=None), "2 x but y of shape ()"),
+  "null": (change_user(x=None), "x of shape (), not 784 pixels each"),
+  "huge": (change_user(x=[[10**400] * 784] * 2), "user f00: no x of equal length and y"),
+  "user twice": (
+    lambda content: content["users"].append("f00"),
+    "user f00 is in all_data_0_niid_0_keep_0_train_9.json already",
+  ),
+  "user unhashable": (lambda content: content["users"].insert(0, []), "users that are not texts"),
+  "user of half a character": (
+    lambda content: content["users"].insert(0, "\ud800"),
+    "users that are not texts",
+  ),
   "no y": (lambda content: content["user_data"]["f00"].pop("y"), "user f00: no x of equal length"),
   "empty user": (change_user(x=[], y=[]), "user f00: no examples"),
   "user missing": (lambda content: content["user_data"].pop("f00"), "user f00 is not in user_data"),
@@ -513,7 +576,16 @@ def test_cut_json_is_refused(tmp_path):
   (file,) = (tmp_path / "test").iterdir()
   os.truncate(file, file.stat().st_size // 2)
   message = refusal(sources.load, "femnist", tmp_path)
-  assert message.startswith(f"{file}: not readable as JSON")
+  assert message.startswith(f"{file}: damaged (")
+
+
+def test_a_shard_that_lies_there_twice_is_refused(tmp_path):
+  write_femnist(tmp_path, "leaf", handwriting(0), handwriting(1))
+  file, *_ = sorted((tmp_path / "train").iterdir())
+  again = file.with_stem(f"{file.stem} (1)")
+  shutil.copy(file, again)
+  message = refusal(sources.load, "femnist", tmp_path)
+  assert message == f"{file}: user f02 is in {again.name} already"
 
 
 def replace(name, value):
@@ -523,6 +595,13 @@ def replace(name, value):
       file[f"examples/f00/{name}"] = value
 
   return change
+
+
+def promise_pixels(file):
+  """Declares images that are nowhere stored."""
+  del file["examples/f00/pixels"]
+  shape = (2_000_000, 28, 28)
+  file.create_dataset("examples/f00/pixels", shape, np.float32, chunks=(1000, 28, 28))
 
 
 HDF5_DAMAGES = {
@@ -536,6 +615,19 @@ HDF5_DAMAGES = {
   "no label": (replace("label", None), "user f00: no pixels of equal length and label"),
   "one label": (replace("label", np.array([1])), "user f00: 2 pixels but label of shape (1,)"),
   "no client": (lambda file: file.move("examples", "samples"), "no clients in a group `examples`"),
+  "a link": (
+    lambda file: file.__setitem__("examples/e", h5py.SoftLink("/nowhere")),
+    "user e: no pixels of equal length and label",
+  ),
+  "a number for a client": (
+    lambda file: file.__setitem__("examples/e", 3.0),
+    "user e: no pixels of equal length and label",
+  ),
+  "a group for an array": (
+    lambda file: file.create_group("examples/e/pixels"),
+    "user e: no pixels of equal length and label",
+  ),
+  "promises": (promise_pixels, "user f00: pixels of shape (2000000, 28, 28), more than the file"),
 }
 
 
@@ -549,6 +641,19 @@ def test_damaged_hdf5_files_are_refused(tmp_path, damage):
   message = refusal(sources.load, "femnist", tmp_path)
   assert message.startswith(f"{path}: ")
   assert expected in message
+
+
+def test_images_of_one_channel_and_labels_of_floats_are_read(tmp_path):
+  written = handwriting()
+  write_femnist(tmp_path, "fed_emnist", written, written)
+  for part in ("train", "test"):
+    with h5py.File(tmp_path / f"fed_emnist_{part}.h5", "r+") as file:
+      for user in WRITERS:
+        pixels, label = (file[f"examples/{user}/{name}"][()] for name in ("pixels", "label"))
+        del file[f"examples/{user}"]
+        file[f"examples/{user}/pixels"] = pixels[..., None]
+        file[f"examples/{user}/label"] = label.astype(np.float64)
+  assert_written(sources.load("femnist", tmp_path)[0], written, {"f00": 0, "f01": 1, "f02": 2})
 
 
 def test_cut_hdf5_is_refused(tmp_path):
@@ -574,9 +679,9 @@ def nan_images():
 
 BAD_FIELDS = {
   "NaN": ({"x": nan_images()}, "data.x: 2 values are NaN or infinite"),
-  "floats": (
-    {"x": np.zeros((6, 28, 28, 1), np.float32)},
-    "data.x float32: allowed is uint8, pixels from 0 to 255",
+  "doubles": (
+    {"x": np.zeros((6, 28, 28, 1))},
+    "data.x float64: allowed is uint8, pixels from 0 to 255, or float32",
   ),
   "rank": (
     {"x": np.zeros((6, 28, 28), np.uint8)},

@@ -46,6 +46,7 @@ VALUES = {
   "train_share": (("0.2", "1"), SHARE[1]),
   "validation": (("0.2", "0"), ("1", "-0.1", "0.999", "nan")),
   "max_test_rows": (("5", "None"), ("0", "-1", "x")),
+  "min_test_rows": (("None",), ("1", "0", "x")),
   "models": (("mlp2", "mlp2 mlp"), ("mlp3", "", "cnn1 resnet20")),
   "input_std": (("80",), ("0", "-1", "1 2 3", "nan")),
   "dtype": (("float32", "bfloat16"), ("float16",)),
