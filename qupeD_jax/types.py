@@ -19,11 +19,13 @@ class Model(NamedTuple):
   """A network as two pure functions.
 
   `variables` is {"params": ..., "stats": ...}: what is trained, and running statistics that a
-  forward pass in training mode renews (empty where a network has none).
+  forward pass in training mode renews (empty where a network has none). `mask` [B], 0 for examples
+  that only fill a batch up, is for networks that normalise a batch by its own statistics: these are
+  of the examples that count. None counts all.
   """
 
   init: Callable  # key -> variables
-  apply: Callable  # (variables, x [B, H, W, C], train: bool) -> (logits [B, classes], stats)
+  apply: Callable  # (variables, x [B, H, W, C], train, mask=None) -> (logits [B, classes], stats)
 
 
 class Dataset(NamedTuple):

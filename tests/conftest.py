@@ -25,6 +25,9 @@ for name, value in {
 }.items():
   os.environ.setdefault(name, value)  # a worker has its parent's
 
+# Tests compare what float32 gives; by default an accelerator's products round their factors first.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+
 # No test asserts a time.
 settings.register_profile("qupeD", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=20_000)  # for hours

@@ -37,8 +37,8 @@ def linear(name, num_classes, image_shape, **_) -> Model:
   def init(key):
     return {"params": {"dense_1": {"kernel": jax.random.normal(key, shape)}}, "stats": {}}
 
-  def apply(variables, x, train):
-    del train
+  def apply(variables, x, train, mask=None):
+    del train, mask
     return x.reshape(len(x), -1) / 16.0 @ variables["params"]["dense_1"]["kernel"], {}
 
   return Model(init, apply)

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from qupeD_jax import models
 from qupeD_jax.types import Cohort, Dataset, Model
 
 IMAGE = (2, 3, 1)
@@ -20,8 +22,8 @@ def linear() -> Model:
       "stats": {},
     }
 
-  def apply(variables, x, train):
-    del train
+  def apply(variables, x, train, mask=None):
+    del train, mask
     params = variables["params"]
     rows = x.reshape(len(x), -1) / 64.0
     return rows @ params["dense_1"]["kernel"] + params["head"]["bias"], {}
@@ -41,8 +43,8 @@ def mlp(width: int) -> Model:
     }
     return {"params": {name: layer(name, size) for name, size in sizes.items()}, "stats": {}}
 
-  def apply(variables, x, train):
-    del train
+  def apply(variables, x, train, mask=None):
+    del train, mask
     y = x.reshape(len(x), -1) / 64.0
     for name in sizes:
       layer = variables["params"][name]
@@ -51,6 +53,22 @@ def mlp(width: int) -> Model:
     return y, {}
 
   return Model(init, apply)
+
+
+class Normalised(nn.Module):
+  """A quantised layer, what goes in and what comes out normalised by their batch, and a head."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    norm = lambda name: nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
+    x = nn.Dense(5, name="dense_1")(norm("norm_0")(x).reshape(len(x), -1))
+    x = norm("norm_1")(x)
+    return nn.Dense(CLASSES, name="head")(jnp.tanh(x))
+
+
+def normalised() -> Model:
+  """A model with batch statistics."""
+  return models.from_linen(Normalised(), IMAGE)
 
 
 def dataset(num_rows: int = 96, seed: int = 0) -> Dataset:

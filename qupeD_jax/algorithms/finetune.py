@@ -96,7 +96,7 @@ def finetune(
       def step_fn(personal, step, batch):
         teacher_logits = None
         if server_model is not None:
-          teacher_logits = server_model.apply(state.server, batch.x, True)[0]
+          teacher_logits = server_model.apply(state.server, batch.x, True, batch.mask)[0]
         distilled = (teacher_logits, lambda_p, temperature, classes)
         return train_exempt(personal, client.personal_loss(model, batch, *distilled), step)
 

@@ -151,7 +151,8 @@ def quped(
     """Returns pairs (weight, logits) of what w learns from: the models that x is trained by."""
 
     def logits(params):
-      return model.apply({**personal.variables, "params": params}, batch.x, True)[0]
+      variables = {**personal.variables, "params": params}
+      return model.apply(variables, batch.x, True, batch.mask)[0]
 
     return [(weight, logits(params)) for weight, params in trained_points(personal, step).values()]
 

@@ -78,13 +78,14 @@ def draw_rows(
     batch_size: B.
 
   Returns:
-    rows [tau, B] int32 and mask [tau, B] float32. They do not depend on the padding: entry i of
-    the random order is a function of the key and i alone.
+    rows [tau, min(B, N)] int32 and mask likewise float32: slots beyond N are none that any client
+    could fill. They do not depend on the padding: entry i of the random order is a function of the
+    key and i alone.
   """
   slots = jnp.arange(len(index))
   order = jnp.argsort(jnp.where(slots < size, jax.random.uniform(key, slots.shape), jnp.inf))
-  positions = jnp.arange(num_steps * batch_size).reshape(num_steps, batch_size)
-  within = jnp.arange(batch_size) < size
+  within = slots[:batch_size] < size
+  positions = batch_size * jnp.arange(num_steps)[:, None] + slots[:batch_size]
   rows = index[order[positions % jnp.maximum(size, 1)]]
   return rows, jnp.broadcast_to(within, rows.shape).astype(jnp.float32)
 
@@ -105,7 +106,7 @@ def local_round(
     data: the training examples of all clients.
     first_step: [] int32, steps done before this round; schedules are read at the sum.
     local_steps: tau.
-    batch_size: B.
+    batch_size: B; a batch is no wider than N, the rows of the largest client.
     batches_per_step: how many batches a step gets, drawn independently of each other; the first
       is the same however many there are.
     augment: (key, x [B, H, W, C]) -> x [B, H, W, C], such as `data.augment.flip_and_crop()`, for
@@ -405,7 +406,7 @@ def personal_loss(model: Model, batch: Batch, *distilled) -> Callable:
   """
 
   def loss_fn(variables):
-    logits, stats = model.apply(variables, batch.x, True)
+    logits, stats = model.apply(variables, batch.x, True, batch.mask)
     return batch_loss(logits, batch, *distilled), stats
 
   return loss_fn
@@ -445,7 +446,7 @@ def forward(model: Model, variables: PyTree, batch: Batch) -> tuple[Array, Calla
   """
 
   def of_params(params):
-    return model.apply({**variables, "params": params}, batch.x, True)
+    return model.apply({**variables, "params": params}, batch.x, True, batch.mask)
 
   logits, backward, stats = jax.vjp(of_params, variables["params"], has_aux=True)
   return logits, lambda gradient: backward(gradient)[0], stats

@@ -46,11 +46,32 @@ def kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array
   """
   chex.assert_equal_shape([p_logits, q_logits])
   chex.assert_rank([p_logits, mask], [2, 1])
+  return temperature**2 * _masked_mean(_divergence(p_logits, q_logits, temperature), mask)
+
+
+def _divergence(p_logits: Array, q_logits: Array, temperature: Array | float) -> Array:
+  """Returns KL(softmax(p/T) || softmax(q/T)) of every example, [B].
+
+  Where the distributions are nearly equal, as all are at a high temperature, sum p log(p/q) is a
+  small difference of large terms. With d = (q - p) / T, less its mean under softmax(p/T), the same
+  is log sum p e^d = log(1 + sum p (e^d - 1 - d)), in which no term is negative.
+  """
   log_p = jax.nn.log_softmax(p_logits / temperature)
   log_q = jax.nn.log_softmax(q_logits / temperature)
-  return temperature**2 * _masked_mean(
-    optax.losses.kl_divergence_with_log_targets(log_q, log_p), mask
-  )
+  p = jnp.exp(log_p)
+  gaps = (q_logits - p_logits) / temperature
+  gaps -= jnp.sum(p * gaps, axis=-1, keepdims=True)
+  near = jnp.max(jnp.abs(gaps), axis=-1) < 1
+  close = jnp.log1p(jnp.sum(p * _above_tangent(jnp.where(near[:, None], gaps, 0.0)), axis=-1))
+  return jnp.where(near, close, jnp.sum(p * (log_p - log_q), axis=-1))
+
+
+def _above_tangent(x: Array) -> Array:
+  """Returns e^x - 1 - x for |x| <= 1 by its series, to float32's precision also near 0."""
+  series = 1.0
+  for n in range(11, 2, -1):
+    series = 1.0 + x / n * series
+  return x**2 / 2 * series
 
 
 def reverse_kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array) -> Array:

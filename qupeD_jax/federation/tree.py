@@ -1,5 +1,7 @@
 """Arithmetic over whole pytrees, and moves along the client axis (the leading one)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,9 @@ from qupeD_jax.types import Array, PyTree
 
 def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
   """Sums over the client axis: leaves [K, ...] and weights [K] float32 give leaves [...]."""
-  return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), tree)
+  # By default an accelerator rounds the factors of a product, here the uploads, to a few bits.
+  dot = functools.partial(jnp.tensordot, axes=1, precision="highest")
+  return jax.tree.map(lambda leaf: dot(weights, leaf), tree)
 
 
 def over(axis: str | None, sums: PyTree) -> PyTree:

@@ -103,6 +103,8 @@ def from_linen(
 ) -> Model:
   """Wraps a flax module as a Model that takes raw images.
 
+  In training, examples that do not count stay out of the statistics of every `nn.BatchNorm` in it.
+
   Args:
     module: called as module(x [B, H, W, C] float32, train), returns logits [B, classes]. Its
       collections besides "params", such as "batch_stats", become the Model's stats.
@@ -131,16 +133,28 @@ def from_linen(
     stats = dict(module.init(key, x, train=False))
     return {"params": stats.pop("params"), "stats": stats}
 
-  def apply(variables, x, train):
+  def apply(variables, x, train, mask=None):
     chex.assert_shape(x, (None, *image_shape))
     params, stats = variables["params"], variables["stats"]
     renewed = list(stats) if train else []
-    logits, new = module.apply(
-      {"params": params, **stats}, normalise(x), train=train, mutable=renewed
-    )
+    with nn.intercept_methods(partial(_masking, mask)):
+      logits, new = module.apply(
+        {"params": params, **stats}, normalise(x), train=train, mutable=renewed
+      )
     return logits.astype(jnp.float32), {**stats, **new}
 
   return Model(init, apply)
+
+
+def _masking(mask: Array | None, call: Callable, args: tuple, options: dict, context) -> Array:
+  """Calls a method of a flax module, a batch normalisation's with the examples that count."""
+  is_norm = isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__"
+  if mask is None or not is_norm:
+    return call(*args, **options)
+  # In a client without rows none counts: then all do, for a mean of nothing would be a NaN.
+  counts = (mask > 0) | ~jnp.any(mask > 0)
+  per_example = counts.reshape(-1, *(1,) * (args[0].ndim - 1))
+  return call(*args, **{"mask": per_example, **options})
 
 
 def same_outputs(models: Mapping[str, Model], image_shape: ImageShape) -> int:

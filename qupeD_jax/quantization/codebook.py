@@ -24,8 +24,14 @@ def is_used(centers: Array) -> Array:
 
 
 def midpoints(centers: Array) -> Array:
-  """Returns the borders between neighbouring centers, [m - 1]."""
-  return (centers[:-1] + centers[1:]) / 2
+  """Returns the borders between neighbouring centers, [m - 1]: what is above belongs to the upper.
+
+  Between two that float32 has no number between, a mean would round up to the upper one, and take
+  its own entries from it: the border is the lower one then.
+  """
+  lower, upper = centers[:-1], centers[1:]
+  middle = (lower + upper) / 2
+  return jnp.where((middle >= upper) & jnp.isfinite(upper), lower, middle)
 
 
 def assign(x: Array, centers: Array) -> Array:

@@ -161,7 +161,8 @@ def soft_quantize(x: Array, centers: Array, sharpness: Array | float) -> Array:
   safe = jnp.where(finite, centers, 0.0)
   gaps = jnp.where(finite[1:], safe[1:] - safe[:-1], 0.0)
   steps = jax.nn.sigmoid(sharpness * (x[..., None] - codebook.midpoints(safe)))
-  return jnp.where(codebook.is_used(centers), safe[0] + steps @ gaps, x)
+  risen = jnp.matmul(steps, gaps, precision="highest")
+  return jnp.where(codebook.is_used(centers), safe[0] + risen, x)
 
 
 # --- a whole model

@@ -30,7 +30,7 @@ def with_own_statistics(
     algorithm: any. Models that clients have of their own, and models without statistics, are scored
       as they were.
     num_batches: forward passes of each client.
-    batch_size: B. In a client with fewer rows, some come again to fill a batch, as in training.
+    batch_size: B, or all rows of a client that has fewer.
 
   Returns:
     The same Algorithm; a model that all clients shared is scored as one per client.
@@ -42,12 +42,13 @@ def with_own_statistics(
   checks.at_least("batch_size", batch_size, 1)
 
   def renew(model, variables, data, key, index, size):
-    rows, _ = client.draw_rows(key, index, size, num_batches, batch_size)
+    drawn = client.draw_rows(key, index, size, num_batches, batch_size)
 
-    def step(stats, rows):
-      return model.apply({**variables, "stats": stats}, data.x[rows], True)[1], None
+    def step(stats, drawn):
+      rows, mask = drawn
+      return model.apply({**variables, "stats": stats}, data.x[rows], True, mask)[1], None
 
-    return {**variables, "stats": jax.lax.scan(step, variables["stats"], rows)[0]}
+    return {**variables, "stats": jax.lax.scan(step, variables["stats"], drawn)[0]}
 
   def own(scored, key, data, cohort):
     if scored.stacked or not jax.tree.leaves(scored.variables["stats"]):

@@ -217,7 +217,7 @@ def test_bad_options_are_refused():
 
 def constant_model(stacked):
   """Answers always the class that its one parameter names."""
-  apply = lambda v, x, train: (jnp.tile(jax.nn.one_hot(v["c"], 4), (len(x), 1)), {})
+  apply = lambda v, x, *_: (jnp.tile(jax.nn.one_hot(v["c"], 4), (len(x), 1)), {})
   model = Model(None, apply)
   return Scored(model, {"c": jnp.array([0, 1, 2]) if stacked else jnp.int32(1)}, stacked)
 

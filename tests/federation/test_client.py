@@ -1,5 +1,6 @@
 """One client's batches and proximal steps."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,31 @@ def test_a_client_smaller_than_a_batch_sees_each_of_its_rows_once():
 def test_padding_does_not_change_the_batches():
   for slots in (12, 13, 40, 1000):
     np.testing.assert_array_equal(draw(12, 5, 4, slots)[0], draw(12, 5, 4, 12)[0])
+
+
+def test_a_batch_is_no_wider_than_the_largest_client():
+  wide, narrow = draw(5, 6, 4096, slots=20), draw(5, 6, 4096, slots=7)
+  assert wide[0].shape == wide[1].shape == (6, 20)
+  for all_, first in zip(wide, narrow, strict=True):
+    np.testing.assert_array_equal(all_[:, :7], first)
+
+
+def test_a_wider_batch_costs_no_more_than_all_rows():
+  data = jax.tree.map(jnp.asarray, toy.dataset())
+  rows = client.Rows(jnp.arange(12), jnp.int32(12))
+  model = toy.mlp(4)
+  step_fn = lambda v, step, batch: client.sgd_step(v, client.personal_loss(model, batch), 0.1)
+
+  def lowered(batch_size):
+    train = client.local_round(step_fn, data, jnp.int32(0), 3, batch_size)
+    return jax.jit(train).lower(KEY, model.init(KEY), rows)
+
+  whole, wider = lowered(12), lowered(4096)
+  assert wider.cost_analysis()["flops"] == whole.cost_analysis()["flops"]
+  (ours, _), (theirs, _) = (
+    program.compile()(KEY, model.init(KEY), rows) for program in (whole, wider)
+  )
+  chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_clients_have_empty_batches():

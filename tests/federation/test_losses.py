@@ -24,6 +24,13 @@ def scalar_kl(p_logits, q_logits, temperature):
   return temperature**2 * np.sum(per_row * MASK) / MASK.sum()
 
 
+def wide_kl(p_logits, q_logits, temperature):
+  """`kl` by its definition, in float64."""
+  log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (p_logits, q_logits))
+  per_row = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+  return temperature**2 * jnp.sum(per_row * MASK) / MASK.sum()
+
+
 def test_cross_entropy_counts_only_what_the_mask_holds():
   expected = -np.log(softmax(A)[np.arange(5), LABELS])[MASK == 1].mean()
   np.testing.assert_allclose(losses.cross_entropy(A, LABELS, MASK), expected, rtol=1e-6)
@@ -45,6 +52,27 @@ def test_distillation_sums_over_classes_and_means_over_examples(temperature):
   expected = scalar_kl(B, A, temperature)
   actual = losses.distillation(A, B, temperature, MASK)
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("temperature", "gap"), [(1.0, 1e-3), (1.0, 10.0), (1e2, 0.3), (1e4, 0.3), (1e5, 10.0)]
+)
+def test_nearly_equal_distributions_do_not_cancel(temperature, gap):
+  """Neither in the divergence nor in its gradients, against float64."""
+  p, q = A, A + np.float32(gap) * B
+  value, grads = jax.value_and_grad(losses.kl, (0, 1))(p, q, temperature, MASK)
+  with jax.enable_x64(True):
+    wide = [logits.astype(np.float64) for logits in (p, q)]
+    by_definition = lambda p, q: wide_kl(p, q, temperature)
+    expected, slopes = jax.value_and_grad(by_definition, (0, 1))(*wide)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for actual, slope in zip(grads, slopes, strict=True):
+    np.testing.assert_allclose(actual, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
+
+
+def test_at_an_infinite_temperature_half_the_variance_of_the_gaps_is_left():
+  expected = np.var(A - B, axis=-1) / 2 @ MASK / MASK.sum()
+  np.testing.assert_allclose(losses.kl(A, B, 1e9, MASK), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 4.0])

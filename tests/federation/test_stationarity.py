@@ -109,8 +109,11 @@ def test_weight_decay_counts():
 
 
 def test_clients_are_measured_on_their_first_rows_at_the_rates_of_the_next_step():
-  """Client by client; of the last client, which has fewer rows, padding does not count."""
-  model, data = toy.linear(), jax.tree.map(jnp.asarray, toy.dataset())
+  """Client by client; of the last client, which has fewer rows, padding does not count.
+
+  Neither in the loss nor in what normalises a batch.
+  """
+  model, data = toy.normalised(), jax.tree.map(jnp.asarray, toy.dataset())
   cohort = toy.cohort((0, 1, 2), (2, 32, 1))._replace(size=np.int32([12, 12, 4]))
   algorithm = local((model,), QUANTIZER, local_steps=3, batch_size=4)
   state = jax.jit(algorithm.init)(jax.random.key(0), data, (cohort,))._replace(round=jnp.int32(2))

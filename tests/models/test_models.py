@@ -1,6 +1,7 @@
 """Networks as pairs of pure functions: shapes, names, initial values, precision, cost."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from qupeD_jax import checks, models
 from qupeD_jax.models import flops
 from qupeD_jax.models.conv import forms
 from qupeD_jax.types import Model
+from tests import toy
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 SMALL = {"channels": (4, 6), "widths": (12, 8)}  # a CNN of the same make that compiles in no time
@@ -225,9 +227,41 @@ def test_bad_options_are_refused_in_one_line(options, message):
   assert re.fullmatch(message, str(raised.value))
 
 
+def test_a_partial_batch_is_normalised_by_the_rows_that_count():
+  """Logits, statistics and gradients are those of these rows alone."""
+  model = toy.normalised()
+  variables = model.init(jax.random.key(0))
+  x = np.random.default_rng(0).uniform(0, 255, (8, *toy.IMAGE)).astype(np.float32)
+  mask = np.float32([1, 1, 0, 1, 0, 1, 1, 0])
+
+  @jax.jit
+  def run(params, x, mask):
+    def loss(params):
+      logits, stats = model.apply({**variables, "params": params}, x, True, mask)
+      counted = jnp.where(mask[:, None] > 0, logits, 0.0)
+      return jnp.sum(jnp.sin(counted)), (counted, stats)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  ((_, (logits, stats)), grads) = run(variables["params"], x, mask)
+  alone = run(variables["params"], x[mask > 0], np.ones(5, np.float32))
+  ((_, (its_logits, its_stats)), its_grads) = alone
+  close = partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-4)
+  close(logits[mask > 0], its_logits)
+  close(stats, its_stats)
+  close(grads, its_grads)
+
+
+def test_without_rows_that_count_statistics_stay_finite():
+  model = toy.normalised()
+  x = jnp.ones((4, *toy.IMAGE), jnp.uint8)
+  _, stats = model.apply(model.init(jax.random.key(0)), x, True, jnp.zeros(4))
+  chex.assert_tree_all_finite(stats)
+
+
 def test_unequal_outputs_are_named():
   shape = (8, 8, 1)
-  own = Model(lambda key: {"params": {}, "stats": {}}, lambda v, x, train: (x[:, 0, :5, 0], {}))
+  own = Model(lambda key: {"params": {}, "stats": {}}, lambda v, x, *_: (x[:, 0, :5, 0], {}))
   teachers = {"server": models.make("mlp", 5, shape), "clients": own}
   assert models.same_outputs(teachers, shape) == 5
   with pytest.raises(checks.BadInput, match="unequal model output sizes: server 6, clients 5"):
@@ -254,7 +288,7 @@ def test_forward_flops_agree_with_xla():
 
 
 def test_forward_flops_follow_loops_and_wrappers():
-  def apply(variables, x, train):
+  def apply(variables, x, train, mask=None):
     x = x.reshape(1, -1).astype(jnp.float32)
     layer = jax.checkpoint(jax.jit(lambda x: jax.nn.relu(x @ jnp.ones((4, 4)))))
     x, _ = jax.lax.scan(lambda x, _: (layer(x), None), x, length=3)

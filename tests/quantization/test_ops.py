@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
+from qupeD_jax.io import packing
 from qupeD_jax.quantization import codebook, ops
 from tests import oracle
 
@@ -48,6 +49,22 @@ def test_assign_is_the_same_for_few_and_many_centers(used, unused):
 def test_a_tie_goes_to_the_lower_center():
   centers = np.array([-1.0, 1.0], np.float32)
   assert ops.hard_quantize(np.zeros(1, np.float32), centers) == -1.0
+
+
+@pytest.mark.parametrize("count", [4, 64])  # each form of the search
+def test_an_entry_that_equals_a_center_goes_to_it(count):
+  """Also where its neighbour is the next number of float32, and none lies between them."""
+  first = normal(0, 1)
+  after = lambda x: np.nextafter(x, np.float32(np.inf))
+  centers = np.array([first := after(first) for _ in range(count)], np.float32).ravel()
+  slots = pad(centers, count + 1)
+  np.testing.assert_array_equal(ops.hard_quantize(centers, slots), centers)
+  np.testing.assert_array_equal(codebook.assign(centers, slots), np.arange(count))
+  moved = ops.follow({"kernel": centers}, {"kernel": slots}, {"kernel": slots + 1})
+  np.testing.assert_array_equal(moved["kernel"], centers + 1)
+  variables = {"params": {"kernel": centers}, "stats": {}}
+  shipped = packing.unpack(packing.pack(variables, {"kernel": slots}))
+  np.testing.assert_array_equal(shipped["params"]["kernel"], centers)
 
 
 @pytest.mark.parametrize("size", [3, 512, 1100])

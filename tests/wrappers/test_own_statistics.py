@@ -90,6 +90,18 @@ def test_statistics_equal_those_of_a_loop_over_drawn_batches(state):
     np.testing.assert_allclose(norm["var"], var, rtol=1e-4, atol=1e-6)
 
 
+def test_rows_that_only_fill_a_batch_up_do_not_count(state):
+  """A client of 3 rows, and one of none beside it."""
+  groups = (toy.cohort((0, 1), [32] * 2)._replace(size=np.int32([3, 0])),)
+  algorithm = with_own_statistics(fedavg(MODEL, **STEPS), num_batches=1, batch_size=8)
+  (found,) = algorithm.personalize(KEY, state._replace(clients=((),)), DATA, groups)["personal"]
+  start, norm = (v["stats"]["batch_stats"]["BatchNorm_0"] for v in (state.server, found.variables))
+  x = np.asarray(DATA.x)[:3].reshape(3, -1) / 255
+  np.testing.assert_allclose(norm["mean"][0], 0.9 * start["mean"] + 0.1 * x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(norm["var"][0], 0.9 * start["var"] + 0.1 * x.var(0), rtol=1e-4)
+  assert np.all(np.isfinite(norm["var"]))
+
+
 def test_parameters_are_shared(state):
   for variables, group in zip(shown(state, cohorts()), cohorts(), strict=True):
     for k in range(len(group.size)):
