@@ -33,8 +33,7 @@ def vmapped(
   """
   clients = task.case.clients
   mesh = parallel.make_mesh(_dividing(clients) if spread else 1)
-  parts = {"axis": mesh and parallel.AXIS, "clients_per_step": clients_per_step}
-  algo = algorithm(task.case, task.method, conv_form, **parts)
+  algo = algorithm(task.case, task.method, conv_form, clients_per_step=clients_per_step)
   of_one_run = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
   keys, cohorts, first = map(of_one_run, (task.key, (task.cohort,), task.state))
   data, cohorts = parallel.spread(task.data, cohorts, mesh)

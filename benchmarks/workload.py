@@ -1,6 +1,5 @@
 """What every contender of the benchmark computes: a case, its data, its network, its algorithm."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -102,7 +101,6 @@ def algorithm(
   method: str,
   conv_form: str | None = None,
   *,
-  axis: str | None = None,
   clients_per_step: int | None = None,
 ) -> Algorithm:
   """Builds the algorithm that a case is timed with; in QuPeD every model is of one architecture.
@@ -110,13 +108,11 @@ def algorithm(
   Args:
     case, method: what is computed.
     conv_form: one of conv.FORMS; None is ours.
-    axis: of the devices that share the clients, if there are several.
     clients_per_step: clients that train side by side; None for all.
   """
   model = network(case, conv_form)
   local = {"local_steps": case.local_steps, "batch_size": case.batch_size}
-  local |= {"aggregate": functools.partial(aggregators.mean(), axis=axis)}
-  local |= {"clients_per_step": clients_per_step}
+  local |= {"aggregate": aggregators.mean(), "clients_per_step": clients_per_step}
   if method == "fedavg":
     return fedavg(model, rate=RATE, **local)
   quantizer = quantizers.learned_codebook(max_bits=BITS)

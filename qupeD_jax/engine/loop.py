@@ -4,6 +4,7 @@
 chunks, between which it calls back; on several devices, each has its share of the clients.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -127,7 +128,7 @@ def run(
     callback: called on the host after each chunk.
     state: to go on from, leaves [R, ...]; its memory is taken over.
     mesh: devices that share the clients (`parallel.make_mesh`), K a multiple of their number; what
-      an algorithm does across its clients must name `parallel.AXIS`. None is the one device.
+      an algorithm does across its clients must go through `exchange`. None is the one device.
 
   Returns:
     The final state and where the time went.
@@ -256,7 +257,8 @@ def holds_nan(state: FedState, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]
 
   def has_nan(tree):  # codebooks hold infinities on purpose
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.any(jnp.array([jnp.any(jnp.isnan(leaf)) for leaf in floats]))
+    # Not a stack of them: where devices share clients, jax 0.11.2 crashes on one.
+    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(leaf)) for leaf in floats), False)
 
   return tuple(
     jax.vmap(has_nan, axis_size=len(cohort.size))(clients) | has_nan(state.server)
@@ -272,7 +274,9 @@ def _digest(server: PyTree) -> Array:
 def _require_one_server(digest: np.ndarray) -> None:
   """Raises ValueError if the servers of the devices, [R, devices], drift apart."""
   if not np.array_equal(digest, np.broadcast_to(digest[:, :1], digest.shape), equal_nan=True):
-    raise ValueError("the devices' servers differ: what crosses clients must name parallel.AXIS")
+    raise ValueError(
+      "the devices' servers differ: what crosses clients must go through federation.exchange"
+    )
 
 
 def compile_ahead(fn, *arguments, donate=()):

@@ -2,8 +2,8 @@
 
 The client axis of a cohort is cut into as many equal pieces as there are devices, and every device
 holds the training rows of its own clients and no others. What a round computes is written for the
-clients of one device (`over_devices`); what devices exchange is named where it happens: the sums of
-an aggregate, the few numbers that a sample of clients is drawn by, and what a round reports.
+clients of one device (`over_devices`); what devices tell each other goes through `exchange`: the
+sums of an aggregate, the few numbers that a sample is drawn by, and what a round reports.
 
 Everything here has a leading axis of R runs, as the engine has it.
 """
@@ -19,9 +19,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qupeD_jax import checks
+from qupeD_jax.federation import exchange
+from qupeD_jax.federation.exchange import AXIS
 from qupeD_jax.types import Cohort, Dataset, FedState, PyTree
-
-AXIS = "clients"  # of the mesh
 
 # How things are cut: their PartitionSpecs.
 _WHOLE = PartitionSpec()  # everything on every device
@@ -161,7 +161,7 @@ def spread(
 
 
 def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
-  """Lets every device run a function on its own clients; collectives over AXIS may be called there.
+  """Lets every device run a function on its own clients; `exchange` is among all of them.
 
   Args:
     fn: of pytrees as `place` cuts them.
@@ -177,8 +177,9 @@ def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
     return fn
 
   def own(*arguments):
-    whole = lambda node: node if isinstance(node, FedState) else _gather(node)
-    return jax.tree.map(whole, fn(*arguments), is_leaf=lambda node: isinstance(node, FedState))
+    is_state = lambda node: isinstance(node, FedState)
+    whole = lambda node: node if is_state(node) else exchange.gather(node, axis=node.ndim - 1)
+    return jax.tree.map(whole, fn(*arguments), is_leaf=is_state)
 
   def run(*arguments):
     # That a report is the same everywhere cannot be seen by jax's own check.
@@ -228,7 +229,3 @@ def _put(leaf, sharding: NamedSharding):
     return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
   host = np.asarray(leaf)
   return jax.make_array_from_callback(host.shape, sharding, lambda where: host[where])
-
-
-def _gather(leaf):
-  return jax.lax.all_gather(leaf, AXIS, axis=leaf.ndim - 1, tiled=True)

@@ -6,6 +6,7 @@ one needs is read and sent, and what the one before left is written back. Result
 `engine.run`: who takes part, and every client's keys, follow from the round and the client's id.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -215,7 +216,7 @@ def _current(
     initial = jax.vmap(_initialise(build, host))(runs, given).clients
     return tuple(map(select, given.is_new, map(jax.vmap(store.pack), initial), rows))
 
-  any_new = jnp.any(jnp.array([jnp.any(new) for new in given.is_new]))
+  any_new = functools.reduce(jnp.logical_or, map(jnp.any, given.is_new))
   return jax.lax.cond(any_new, with_initial, lambda rows: rows, rows)
 
 

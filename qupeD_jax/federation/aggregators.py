@@ -2,27 +2,25 @@
 
 An aggregate is a pure function of a round,
 
-  (key, uploads, cohorts, before, axis=None) -> (variables, kept)
+  (key, uploads, cohorts, before) -> (variables, kept)
 
 uploads: what the clients send, one pytree per cohort, leaves [K, ...]; cohorts: who sends, a client
 of size 0 sends nothing; before: the server's variables, leaves [...], which stay if nothing came
 that counts; kept: per cohort [K] bool, whose upload counted. An upload that holds a NaN or an
 infinity never does.
 
-Where clients are spread over a mapped axis, of `shard_map` or `vmap`, it is called with the axis'
-name: all devices then return the same variables, and each what was kept of its own clients.
-`functools.partial(mean(), axis=parallel.AXIS)` is such an aggregate.
-Those that sort gather all uploads, and `shard_map` wants to be told (`check_vma=False`) that what
-comes of it is the same everywhere.
+Where devices share the clients (`exchange`), all of them return the same variables, and each what
+was kept of its own clients.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import tree
+from qupeD_jax.federation import exchange, tree
 from qupeD_jax.types import Array, Cohort, PyTree
 
 Aggregate = Callable[..., tuple[PyTree, tuple[Array, ...]]]
@@ -50,12 +48,12 @@ def weighted_mean(weigh: Callable = by_size) -> Aggregate:
     weigh: cohort -> weights [K] float32, at least 0.
   """
 
-  def combine(key, uploads, cohorts, before, axis=None):
+  def combine(key, uploads, cohorts, before):
     del key
     kept = tuple(map(usable, uploads, cohorts))
     weights = tuple(jnp.where(k, weigh(c), 0.0) for k, c in zip(kept, cohorts, strict=True))
     sound = tuple(map(_without_others, uploads, kept))
-    return tree.weighted_mean(sound, weights, before, axis), kept
+    return tree.weighted_mean(sound, weights, before), kept
 
   return combine
 
@@ -118,14 +116,14 @@ def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) ->
   checks.positive("bound", bound)
   checks.non_negative("noise_multiplier", noise_multiplier)
 
-  def combine(key, uploads, cohorts, before, axis=None):
+  def combine(key, uploads, cohorts, before):
     updates = tuple(jax.tree.map(jnp.subtract, upload, before) for upload in uploads)
     kept = tuple(map(usable, updates, cohorts))
     updates = tuple(map(_without_others, updates, kept))
     scales = (jnp.where(k, _shrinking(u, bound), 0.0) for u, k in zip(updates, kept, strict=True))
     sums = map(tree.weighted_sum, updates, scales)
-    total = tree.over(axis, jax.tree.map(lambda *leaves: sum(leaves), *sums))
-    number = tree.over(axis, sum(jnp.sum(cohort.size > 0) for cohort in cohorts))
+    total = exchange.add(jax.tree.map(lambda *leaves: sum(leaves), *sums))
+    number = exchange.add(sum(jnp.sum(cohort.size > 0) for cohort in cohorts))
     if not (checks.concrete(noise_multiplier) and noise_multiplier == 0):
       total = tree.with_noise(key, total, noise_multiplier * bound)
     moved = jax.tree.map(lambda b, t: b + t / jnp.maximum(number, 1), before, total)
@@ -139,7 +137,7 @@ def usable(upload: PyTree, cohort: Cohort) -> Array:
   finite = [
     jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(upload)
   ]
-  return jnp.all(jnp.stack([cohort.size > 0, *finite]), axis=0)
+  return functools.reduce(jnp.logical_and, finite, cohort.size > 0)
 
 
 def _without_others(upload: PyTree, kept: Array) -> PyTree:
@@ -159,19 +157,17 @@ def _of_sorted(take: Callable) -> Aggregate:
       count, in ascending order; infinities follow.
   """
 
-  def combine(key, uploads, cohorts, before, axis=None):
+  def combine(key, uploads, cohorts, before):
     del key
     kept = tuple(map(usable, uploads, cohorts))
-    number = tree.over(axis, sum(jnp.sum(k) for k in kept))
+    number = exchange.add(sum(jnp.sum(k) for k in kept))
 
     def of_leaf(*leaves):
       masked = [
         jnp.where(k.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.inf)
         for k, leaf in zip(kept, leaves, strict=True)
       ]
-      everyone = jnp.concatenate(masked)
-      if axis is not None:
-        everyone = jax.lax.all_gather(everyone, axis, tiled=True)
+      everyone = exchange.gather(jnp.concatenate(masked))
       return take(jnp.sort(everyone, axis=0), number)
 
     return _unless_nobody(number, jax.tree.map(of_leaf, *uploads), before), kept

@@ -30,7 +30,7 @@ def corrupted(aggregate: Aggregate, corrupt: Array, spoil: Callable) -> Aggregat
     An Aggregate.
   """
 
-  def combine(key, uploads, cohorts, before, axis=None):
+  def combine(key, uploads, cohorts, before):
     spoil_key = jax.random.fold_in(key, _SPOIL)
 
     def sent(upload, cohort):
@@ -38,7 +38,7 @@ def corrupted(aggregate: Aggregate, corrupt: Array, spoil: Callable) -> Aggregat
       spoiled = jax.vmap(spoil, (0, 0, None))(keys, upload, before)
       return tree.select(corrupt[cohort.client], spoiled, upload)
 
-    return aggregate(key, tuple(map(sent, uploads, cohorts)), cohorts, before, axis=axis)
+    return aggregate(key, tuple(map(sent, uploads, cohorts)), cohorts, before)
 
   return combine
 

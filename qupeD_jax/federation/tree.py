@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from qupeD_jax.federation import exchange
 from qupeD_jax.types import Array, PyTree
 
 
@@ -15,21 +16,13 @@ def weighted_sum(tree: PyTree, weights: Array) -> PyTree:
   return jax.tree.map(lambda leaf: dot(weights, leaf), tree)
 
 
-def over(axis: str | None, sums: PyTree) -> PyTree:
-  """Adds up partial sums over a mapped axis; without one they are whole."""
-  return sums if axis is None else jax.lax.psum(sums, axis)
-
-
-def weighted_mean(
-  trees: tuple[PyTree, ...], weights: tuple[Array, ...], default: PyTree, axis: str | None = None
-) -> PyTree:
-  """Averages over the clients of all cohorts.
+def weighted_mean(trees: tuple[PyTree, ...], weights: tuple[Array, ...], default: PyTree) -> PyTree:
+  """Averages over the clients of all cohorts, on all devices.
 
   Args:
     trees: one pytree per cohort, leaves [K, ...].
     weights: one array per cohort, [K] float32, at least 0.
     default: what is returned if every weight is 0, leaves [...].
-    axis: a mapped axis over which the clients are spread; None for nowhere.
 
   Returns:
     The mean, leaves [...], in the dtypes of `default`.
@@ -37,7 +30,7 @@ def weighted_mean(
   total = sum(jnp.sum(w) for w in weights)
   sums = jax.tree.map(lambda *leaves: sum(leaves), *map(weighted_sum, trees, weights))
   # Both in one message: what devices wait for is each other, more than the bytes.
-  total, sums = over(axis, (total, sums))
+  total, sums = exchange.add((total, sums))
   mean = jax.tree.map(lambda leaf: leaf / jnp.where(total > 0, total, 1.0), sums)
   return jax.tree.map(lambda m, d: jnp.where(total > 0, m, d).astype(d.dtype), mean, default)
 

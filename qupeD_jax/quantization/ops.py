@@ -34,8 +34,7 @@ def init_centers(x: Array, num_centers: Array | int, max_centers: int | None = N
   slots = _slots(num_centers, max_centers)
   low, high = jnp.min(x), jnp.max(x)
   centers = low + (high - low) * slots / (num_centers - 1)
-  sides = jnp.stack([_mean_where(x, x < 0, low), _mean_where(x, x >= 0, high)])
-  sides = jnp.pad(sides, (0, len(slots) - 2))
+  sides = jnp.where(slots == 0, _mean_where(x, x < 0, low), _mean_where(x, x >= 0, high))
   centers = jnp.where(num_centers == 2, sides, centers)
   # Sorted once more: where entries are nearly equal, rounding can swap two centers.
   return jnp.sort(jnp.where(slots < num_centers, centers, jnp.inf))

@@ -1,6 +1,5 @@
 """From options to how uploads are combined, which clients fail, and what the noise is worth."""
 
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -25,22 +24,18 @@ AGGREGATES = {
 CORRUPTIONS = {"nan": corruption.nan, "noise": corruption.noise(), "sign": corruption.sign()}
 
 
-def aggregate_of(
-  options: Federated, num_clients: int, method: Callable, axis: str | None = None
-) -> Aggregate:
+def aggregate_of(options: Federated, num_clients: int, method: Callable) -> Aggregate:
   """Returns how the server combines uploads, some of them corrupt.
 
   Args:
     options: of the experiment; within a run its seed is the run's.
     num_clients: of all cohorts together.
     method: builder of the algorithm; how it combines by itself is its default.
-    axis: of the devices that share the clients.
   """
   if options.aggregate is None:
     combine = inspect.signature(method).parameters["aggregate"].default
   else:
     combine = AGGREGATES[options.aggregate](options)
-  combine = functools.partial(combine, axis=axis)
   if _is_off(options.corrupt):
     return combine
   corrupt = corruption.choose(jax.random.key(options.seed), num_clients, options.corrupt)

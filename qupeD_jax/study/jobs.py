@@ -10,7 +10,6 @@ import optax
 
 from qupeD_jax import checks
 from qupeD_jax.data import augment, cohort
-from qupeD_jax.engine import parallel
 from qupeD_jax.federation import client
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.study.faults import aggregate_of, faulty
@@ -190,7 +189,7 @@ def steps(options: Federated, federation: Federation) -> dict:
 
 def federated(options: Federated, federation: Federation, method: Callable) -> dict:
   """Returns `steps`, and how the server of a method (its builder) combines what comes of them."""
-  combine = aggregate_of(options, federation.num_clients, method, axis(options))
+  combine = aggregate_of(options, federation.num_clients, method)
   return {"aggregate": combine, **steps(options, federation)}
 
 
@@ -235,9 +234,4 @@ def sampled(options: Options, phase: Phase, algorithm: Algorithm) -> Algorithm:
   """Lets a share of the clients take part in a round of a phase, if the options ask for it."""
   if phase.alone or options.participation == 1:
     return algorithm
-  return with_sampling(algorithm, options.participation, axis(options))
-
-
-def axis(options: Federated) -> str | None:
-  """Names the axis of the devices that share the clients; None where there is one device."""
-  return parallel.AXIS if parallel.make_mesh(options.devices) else None
+  return with_sampling(algorithm, options.participation)

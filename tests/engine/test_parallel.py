@@ -1,6 +1,5 @@
 """Clients spread over devices: the same results, and nothing sent but what is named."""
 
-import functools
 import math
 import os
 import re
@@ -51,32 +50,24 @@ def runs(slots=0):
   return loop.Runs(keys, cohorts(slots))
 
 
-def over(combine, axis):
-  return functools.partial(combine, axis=axis)
-
-
-def make_quped(axis):
+def make_quped():
   quantizer = quantizers.learned_codebook(max_bits=2)
   rates = client.Rates(0.1, 0.01, 0.01)
-  return quped(
-    MODELS[1], MODELS, quantizer, rates=rates, aggregate=over(aggregators.mean(), axis), **STEPS
-  )
+  return quped(MODELS[1], MODELS, quantizer, rates=rates, **STEPS)
 
 
 ALGORITHMS = {
   "quped": make_quped,
-  "fedavg": lambda axis: fedavg(
-    MODELS[0], aggregate=over(aggregators.weighted_mean(), axis), **STEPS
-  ),
-  "ditto": lambda axis: ditto(MODELS[0], aggregate=over(aggregators.median(), axis), **STEPS),
-  "sampling": lambda axis: with_sampling(make_quped(axis), 0.4, axis),
+  "fedavg": lambda: fedavg(MODELS[0], **STEPS),
+  "ditto": lambda: ditto(MODELS[0], aggregate=aggregators.median(), **STEPS),
+  "sampling": lambda: with_sampling(make_quped(), 0.4),
 }
 
 
 def train(name, on, slots=0):
   chunks = []
   result = loop.run(
-    lambda _: ALGORITHMS[name](on and parallel.AXIS),
+    lambda _: ALGORITHMS[name](),
     runs(slots),
     DATA,
     rounds=3,
@@ -131,7 +122,7 @@ def compiled_round(name):
   on = mesh()
   data, placed = parallel.spread(DATA, cohorts(DEVICES), on)
   placed = parallel.place(runs()._replace(cohorts=()), on)._replace(cohorts=placed)
-  build = lambda _: ALGORITHMS[name](parallel.AXIS)
+  build = lambda _: ALGORITHMS[name]()
   shapes = loop.initial_shapes(build, runs(DEVICES), DATA)
   state = parallel.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), on)
   return loop.compile_chunk(build, 2, placed, state, data, on), state

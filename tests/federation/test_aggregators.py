@@ -1,4 +1,4 @@
-"""How a server combines uploads, against numpy and against itself split over a mapped axis."""
+"""How a server combines uploads, against numpy and against itself spread over devices."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qupeD_jax.checks import BadInput
-from qupeD_jax.federation import aggregators, server
+from qupeD_jax.federation import aggregators, corruption, exchange, server
 from qupeD_jax.types import Info
 from tests import toy
 
@@ -179,17 +179,14 @@ def test_the_order_of_clients_changes_nothing(name):
 
 
 @every_aggregate
-def test_clients_spread_over_an_axis_give_what_they_give_together(name):
-  """Two devices, each with two clients of the first cohort and one of the second."""
+def test_clients_spread_over_devices_give_what_they_give_together(name):
+  """Two devices, with two clients of the first cohort and one of the second; one is corrupt."""
   sent, cohorts = uploads(), groups()
   sent[0]["bias"][0, 0] = np.nan
-  expected, together = combine(name, sent, cohorts)
+  corrupt = corruption.corrupted(AGGREGATES[name](), jnp.arange(6) == 3, corruption.sign())
+  expected, together = jax.jit(corrupt)(KEY, sent, cohorts, BEFORE)
   spread = lambda tree: jax.tree.map(lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]), tree)
-  apart = jax.jit(
-    jax.vmap(
-      functools.partial(AGGREGATES[name](), axis="devices"), (None, 0, 0, None), axis_name="devices"
-    )
-  )
+  apart = jax.jit(jax.vmap(corrupt, (None, 0, 0, None), axis_name=exchange.AXIS))
   found, kept = jax.device_get(apart(KEY, spread(sent), spread(cohorts), BEFORE))
   for device in range(2):
     here = jax.tree.map(lambda leaf, d=device: leaf[d], found)
