@@ -90,13 +90,14 @@ class Quantizer(NamedTuple):
 
   The smooth loss f that a client minimises is taken at x, at Q (its projection) or at both; a
   client at full precision has f(x) once, whichever it is. What happens to x between Q and f is said
-  by the derivative of `project`. Steps, [] int32, count a client's local steps, as schedules do.
+  by the derivative of `project`, and its derivative in the codebooks makes the slopes of f in the
+  centers that `update` gets. Steps, [] int32, count a client's local steps, as schedules do.
   """
 
   init: Callable  # (params, bits) -> codebooks
   project: Callable  # (params, codebooks, step) -> Q: params that the network computes with
   prox: Callable  # (params, codebooks, t) -> params, after the optimiser's step
-  update: Callable  # (codebooks, params, grads at their projection, rate, t) -> codebooks
+  update: Callable  # (codebooks, params, slopes, rate, t) -> codebooks, slopes as they are
   at_x: bool = True  # f(x) is minimised
   at_q: bool = True  # f(Q) is minimised
-  learned: bool = True  # `update` reads the gradients; without it they are None, and cost nothing
+  learned: bool = True  # `update` reads the slopes; without it they are None, and cost nothing

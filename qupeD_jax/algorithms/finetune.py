@@ -83,7 +83,9 @@ def finetune(
     centers = codebooks
     if quantizer.learned:
       eta = client.value_at(centers_rate, step)
-      centers = quantizer.update(codebooks, params, grads, eta, 0.0)
+      # f is taken at hard Q, also where soft Q has trained.
+      (slopes,) = jax.vjp(lambda c: ops.harden(params, c), codebooks)[1](grads)
+      centers = quantizer.update(codebooks, params, slopes, eta, 0.0)
     frozen = ops.follow(params, codebooks, centers)
     params = ops.freeze(moved, frozen, codebooks)
     return client.Personal({"params": params, "stats": stats}, centers, moments), value

@@ -351,8 +351,10 @@ def proximal_step(
     eta, here = value_at(rates.centers, step), params if simultaneous else moved
     if quantizer.learned and not simultaneous:
       _, new_stats, at_q = _pass(loss_fns["q"], project(here), stats)
-    at_q = at_q if quantizer.learned else None
-    codebooks = quantizer.update(codebooks, here, at_q, eta, eta * pull)
+    slopes = None
+    if quantizer.learned:
+      (slopes,) = jax.vjp(lambda c: quantizer.project(here, c, step), codebooks)[1](at_q)
+    codebooks = quantizer.update(codebooks, here, slopes, eta, eta * pull)
   return Personal({"params": moved, "stats": new_stats}, codebooks, moments), value
 
 

@@ -79,13 +79,12 @@ def learned_codebook(
     near = lambda x, centers: prox.prox_weights(x, centers, t, norm)
     return _clipped(ops.map_quantised(near, codebooks, params), codebooks, clip_weights)
 
-  def update(codebooks, params, grads, rate, t):
-    def step(centers, x, g):
-      (slope,) = jax.vjp(lambda c: quantise(x, c), centers)[1](g)
+  def update(codebooks, params, slopes, rate, t):
+    def step(centers, x, slope):
       slope = slope if clip is None else jnp.clip(slope, -clip, clip)
       return prox.prox_centers(centers - rate * slope, x, t, norm, before=centers)
 
-    return _map_codebooks(step, codebooks, params, grads)
+    return _map_codebooks(step, codebooks, params, slopes)
 
   return Quantizer(_init_codebooks(max_bits, init, select), project, prox_params, update)
 
@@ -154,12 +153,12 @@ def binary_relax(
 
     def relaxed(y, centers):
       q = codebook.nearest(y, centers)
-      return _straight_through(y, q + share * (y - q))
+      return _straight_through(y, jax.lax.stop_gradient(q + share * (y - q)))
 
     return ops.map_quantised(relaxed, codebooks, params)
 
-  def update(codebooks, params, grads, rate, t):
-    del grads, rate, t
+  def update(codebooks, params, slopes, rate, t):
+    del slopes, rate, t
     return _map_codebooks(lambda c, y: jnp.sort(codebook.lloyd(y, c)), codebooks, params)
 
   init_codebooks = _init_codebooks(max_bits, init, select)
@@ -197,22 +196,21 @@ def ste(
 
   def project(params, codebooks, step):
     del step
-    through = lambda y, centers: _straight_through(y, codebook.nearest(y, centers))
+    through = lambda y, centers: _straight_through(y, ops.hard_quantize(y, centers))
     return ops.map_quantised(through, codebooks, params)
 
-  def update(codebooks, params, grads, rate, t):
-    del t
+  def update(codebooks, params, slopes, rate, t):
+    del params, t
 
-    def step(centers, y, g):
+    def step(centers, slope):
       levels = ops.even_levels(jnp.sum(jnp.isfinite(centers)), len(centers))
       used = jnp.isfinite(levels)
-      slopes = codebook.sums_per_center(g, codebook.assign(y, centers), len(centers))
       scale = -centers[0]
-      moved = scale - rate * jnp.sum(jnp.where(used, levels * slopes, 0.0))
+      moved = scale - rate * jnp.sum(jnp.where(used, levels * slope, 0.0))
       # At most half of the scale goes in one step: it stays above 0.
       return jnp.where(used, jnp.maximum(moved, scale / 2) * levels, jnp.inf)
 
-    return _map_codebooks(step, codebooks, params, grads)
+    return _map_codebooks(step, codebooks, slopes)
 
   prox_params = lambda params, codebooks, t: _clipped(params, codebooks, clip_weights)
   return Quantizer(
@@ -239,9 +237,9 @@ def _init_codebooks(max_bits: int, init: Callable, select: Callable) -> Callable
   return init_codebooks
 
 
-def _keep(codebooks, params, grads, rate, t):
+def _keep(codebooks, params, slopes, rate, t):
   """The `update` of centers that stay where they are."""
-  del params, grads, rate, t
+  del params, slopes, rate, t
   return codebooks
 
 
@@ -252,9 +250,8 @@ def _map_codebooks(step: Callable, codebooks: dict[str, Array], *trees: PyTree) 
 
 
 def _straight_through(y: Array, value: Array) -> Array:
-  """Returns `value` with the derivative of y."""
-  stop = jax.lax.stop_gradient
-  return stop(value) + (y - stop(y))  # the bracket is exactly 0
+  """Returns `value`, whose derivative in y is 0, with one of 1."""
+  return value + (y - jax.lax.stop_gradient(y))  # the bracket is exactly 0
 
 
 def _clipped(params: PyTree, codebooks: dict[str, Array], bound: Array | float | None) -> PyTree:

@@ -1,5 +1,6 @@
 """The Quantizers: each against a loop in numpy, and what all of them have in common."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,13 +176,19 @@ def test_learned_codebook_with_mixed_bits():
   np.testing.assert_array_equal(projected["stem"]["kernel"][0], PARAMS["stem"]["kernel"])
 
 
+def slopes_of(quantizer, books, g):
+  """The slopes of sum(g Q) in the centers, g of the quantised kernel's shape."""
+  project = lambda books: quantizer.project(PARAMS, books, STEP)["dense_1"]["kernel"]
+  return jax.vjp(project, books)[1](g)[0]
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_update_is_a_gradient_step_followed_by_the_proximal_map(clip):
   quantizer = quantizers.learned_codebook(max_bits=1, clip=clip)
   x, g = PARAMS["dense_1"]["kernel"], normal(9, 5, 5)
   books = {"dense_1/kernel": jnp.array([-0.7, 0.8])}
-  grads = {"dense_1": {"kernel": g}}
-  after = quantizer.update(books, PARAMS, grads, 0.1, 0.01)["dense_1/kernel"]
+  slopes = slopes_of(quantizer, books, g)
+  after = quantizer.update(books, PARAMS, slopes, 0.1, 0.01)["dense_1/kernel"]
   low = x <= 0.05
   slope = np.array([g[low].sum(), g[~low].sum()])
   slope = slope if clip is None else np.clip(slope, -clip, clip)
@@ -195,7 +202,7 @@ def test_none_does_nothing():
   assert quantizer.init(PARAMS, 32) == {}
   assert quantizer.project(PARAMS, {}, STEP) is PARAMS
   assert quantizer.prox(PARAMS, {}, 0.1) is PARAMS
-  assert quantizer.update({}, PARAMS, PARAMS, 0.1, 0.1) == {}
+  assert quantizer.update({}, PARAMS, None, 0.1, 0.1) == {}
   jax.tree.map(np.testing.assert_array_equal, ops.harden(PARAMS, {}), PARAMS)
 
 
@@ -241,15 +248,29 @@ def test_the_scale_follows_its_gradient_and_stays_positive():
   quantizer = quantizers.ste(max_bits=2)
   books = quantizer.init(PARAMS, jnp.int32(2))
   x, g, centers = PARAMS["dense_1"]["kernel"], normal(9, 5, 5), books["dense_1/kernel"]
-  grads, scale, owner = {"dense_1": {"kernel": g}}, float(centers[-1]), codebook.assign(x, centers)
+  scale, owner = float(centers[-1]), codebook.assign(x, centers)
   slope = float(jnp.sum(g * (centers * 1.5)[owner]) - jnp.sum(g * centers[owner])) / (scale * 0.5)
-  step = lambda rate: quantizer.update(books, PARAMS, grads, rate, 0.0)["dense_1/kernel"]
+  slopes = slopes_of(quantizer, books, g)
+  step = lambda rate: quantizer.update(books, PARAMS, slopes, rate, 0.0)["dense_1/kernel"]
   expected = (scale - 0.01 * slope) * np.linspace(-1, 1, 4)
   np.testing.assert_allclose(step(0.01), expected, rtol=1e-5)
   # Far along the gradient, half of the scale is left.
   np.testing.assert_allclose(
     step(1e6 * np.sign(slope)), scale / 2 * np.linspace(-1, 1, 4), rtol=1e-5
   )
+
+
+def test_fine_tuning_moves_centers_by_the_gradients_of_their_entries_whatever_trained():
+  """Every entry lies on its center, where soft Q's derivative is another than hard Q's."""
+  bits, groups = (2, 3), (toy.cohort(range(2), (2, 3), oracle.ROWS),)
+  trained, _ = oracle.train(local((MODEL,), ALL["learned_codebook"], **PERSONAL), bits)
+  after = []
+  for name in ("learned_codebook", "soft_codebook"):
+    phase = finetune((MODEL,), ALL[name], trained, centers_rate=0.01, **STEPS)
+    state = phase.init(jax.random.key(0), oracle.DATA, groups)
+    state, _ = jax.jit(phase.round)(jax.random.key(0), state, oracle.DATA, groups)
+    after.append(state.clients[0].codebooks)
+  chex.assert_trees_all_close(*after, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["learned_codebook", *RIVALS])
