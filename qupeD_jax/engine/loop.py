@@ -43,7 +43,8 @@ class Report(NamedTuple):
 
   state: FedState  # leaves [R, ...]; to be read during the callback only
   rounds: np.ndarray  # [r] int32, the rounds of this chunk, counted from 1
-  loss: np.ndarray  # [R, r] float32, mean over the clients that took part
+  loss: np.ndarray  # [R, r] float32, mean over the clients that took part; NaN where none did
+  clients: np.ndarray  # [R, r] int, how many took part
   dropped: np.ndarray  # [R, r] int, uploads that the server did not take: they were not finite
   seconds: float  # spent on rounds until now, neither on compilation nor on scoring
   scores: dict[str, np.ndarray]  # name -> [R, clients] float32, after the chunk, in client order
@@ -172,7 +173,7 @@ def run(
     if done % every == 0 or done == rounds:
       scores = {} if score is None else by_client(score(runs, state, data, scored), cohorts)
       measures = {} if take is None else by_client(take(runs, state, data), cohorts)
-    of_rounds = numbers, mean_loss(infos), num_dropped(infos)
+    of_rounds = numbers, mean_loss(infos), num_clients(infos), num_dropped(infos)
     callback(Report(state, *of_rounds, train_seconds, scores, measures))
   return Result(state, compile_seconds, train_seconds)
 
@@ -330,9 +331,15 @@ def require_finite(infos, broken, cohorts, rounds: np.ndarray) -> None:
 
 
 def mean_loss(infos) -> np.ndarray:
-  """Averages over the clients that took part, all cohorts together: [R, r]."""
-  total = sum(np.sum(info.loss * (info.size > 0), axis=-1) for info in infos)
-  return total / np.maximum(sum(np.sum(info.size > 0, axis=-1) for info in infos), 1)
+  """Averages over the clients that took part, all cohorts together: [R, r], NaN where none did."""
+  total = sum(np.sum(np.where(info.size > 0, info.loss, 0.0), axis=-1) for info in infos)
+  count = num_clients(infos)
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def num_clients(infos) -> np.ndarray:
+  """Counts the clients that took part, all cohorts together: [R, r]."""
+  return sum(np.sum(info.size > 0, axis=-1) for info in infos)
 
 
 def num_dropped(infos) -> np.ndarray:

@@ -88,7 +88,8 @@ def run(
     numbers = done + 1 + np.arange(length)
     loop.require_finite(infos, *ends, numbers)
     scores = {} if of_all is None else loop.by_client(of_all(state), runs.cohorts)
-    of_rounds = numbers, loop.mean_loss(infos), loop.num_dropped(infos)
+    counts = loop.num_clients(infos), loop.num_dropped(infos)
+    of_rounds = numbers, loop.mean_loss(infos), *counts
     callback(loop.Report(state, *of_rounds, train_seconds, scores, {}))
     done += length
   return loop.Result(state, compile_seconds, train_seconds)

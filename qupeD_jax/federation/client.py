@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from qupeD_jax import checks
@@ -261,9 +262,16 @@ def start_clients(
     cohorts: the clients.
     quantizer: makes the codebooks.
     optimizer: over the parameters.
+
+  Raises:
+    BadInput: the quantizer has no room for a client's bits, where these are not traced.
   """
   if start is None:
     start = tuple(model.init(key) for model in models)
+  for variables, cohort in zip(start, cohorts, strict=True):
+    if not isinstance(cohort.bits, jax.core.Tracer):  # then each precision may be refused
+      for bits in np.unique(cohort.bits):
+        jax.eval_shape(lambda params, b=int(bits): quantizer.init(params, b), variables["params"])
   return tuple(
     jax.vmap(lambda bits, v=variables: init_personal(v, bits, quantizer, optimizer))(cohort.bits)
     for variables, cohort in zip(start, cohorts, strict=True)

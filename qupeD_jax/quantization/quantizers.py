@@ -226,9 +226,15 @@ def _init_codebooks(max_bits: int, init: Callable, select: Callable) -> Callable
   checks.require(max_bits in range(1, 9), "max_bits", max_bits, "1 to 8")
 
   def init_codebooks(params, bits):
+    if checks.concrete(bits):
+      allowed = f"1 to max_bits ({max_bits}), or {FULL_PRECISION} for full precision"
+      checks.require(bits in (*range(1, max_bits + 1), FULL_PRECISION), "bits", bits, allowed)
+
     def centers_of(tensor):
       num_centers = 2 ** jnp.minimum(bits, max_bits)
       centers = init(tensor, num_centers, 2**max_bits)
+      # What does not fit and was traced cannot be refused here, but must not train either.
+      centers = jnp.where(bits <= max_bits, centers, jnp.nan)
       return jnp.where(bits == FULL_PRECISION, jnp.inf, centers)
 
     flat = sorted(ops.flatten(params).items())

@@ -1,8 +1,9 @@
 """The results folder: what an experiment was asked, what it measured, and what came of it.
 
   config.json      the options, the versions that ran, and when
-  metrics.jsonl    one line per method, seed and round, written as they come; `dropped` counts the
-                   updates that were not finite; what an evaluation finds, accuracies and in some
+  metrics.jsonl    one line per method, seed and round, written as they come; `clients` counts those
+                   that took part, and the loss is null where none did; `dropped` counts the updates
+                   that were not finite; what an evaluation finds, accuracies and in some
                    experiments the squared gradient mapping, is null in rounds without one
   summary.json     per method: accuracies, bytes, FLOPs, seconds; and where noise was added the
                    privacy that it is worth

@@ -89,6 +89,8 @@ def run(
       folders.end(folder)
       tables.print_table(summary, console)
       print_privacy(summary, console)
+      for method in untaught(jobs, metrics.read_metrics(folder)):
+        say(f"{method}: the server dropped every upload of every round, none was finite")
       console.print(f"results in {folder}")
   return folder
 
@@ -140,6 +142,25 @@ def run_jobs(
       metrics.write_summary(folder, summary)
       shutil.rmtree(folder / folders.CHECKPOINTS / files.name_of(job_name(job)), ignore_errors=True)
   return summary
+
+
+def untaught(jobs: Sequence[Job], rows: Sequence[Mapping]) -> list[str]:
+  """Names the methods whose server got uploads, in some seed, and took none of them.
+
+  Args:
+    jobs: what was trained.
+    rows: of metrics.jsonl.
+  """
+  found = []
+  for job in jobs:
+    sends = [phase.sends for phase in job.phases for _ in range(phase.rounds)]
+    for method, seed in training.methods_of_runs(job):
+      own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
+      sent = [row for row in own if sends[row["round"] - 1]]
+      in_vain = all(row["dropped"] == row.get("clients") for row in sent)
+      if in_vain and any(row["dropped"] for row in sent) and method not in found:
+        found.append(method)
+  return found
 
 
 def print_privacy(summary: Mapping[str, dict], console: Console) -> None:

@@ -164,9 +164,10 @@ def _copied(state: FedState, copies: int) -> FedState:
 def _repeated(chunk: loop.Report, copies: int) -> loop.Report:
   """Reports what one variant's runs did as what as many variants did; the state stays theirs."""
   again = lambda of_runs: {name: np.concatenate([v] * copies) for name, v in of_runs.items()}
-  loss, dropped = (np.concatenate([of_runs] * copies) for of_runs in (chunk.loss, chunk.dropped))
+  of_rounds = ("loss", "clients", "dropped")
+  numbers = again({name: getattr(chunk, name) for name in of_rounds})
   scores, measures = again(chunk.scores), again(chunk.measures)
-  return chunk._replace(loss=loss, dropped=dropped, scores=scores, measures=measures)
+  return chunk._replace(**numbers, scores=scores, measures=measures)
 
 
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
@@ -244,7 +245,8 @@ def rows_of(job: Job, chunk: loop.Report, first: int) -> list[dict]:
     enumerate(chunk.rounds), enumerate(methods_of_runs(job))
   ):
     row = {"method": method, "seed": seed, "round": first + int(round_)}
-    row |= {"loss": float(chunk.loss[run_, j]), "dropped": int(chunk.dropped[run_, j])}
+    row |= {"loss": float(chunk.loss[run_, j])}
+    row |= {"clients": int(chunk.clients[run_, j]), "dropped": int(chunk.dropped[run_, j])}
     row |= {"accuracy": None, "global_accuracy": None}
     row |= measured
     if j == len(chunk.rounds) - 1:

@@ -16,7 +16,7 @@ from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import evaluate, loop
 from qupeD_jax.federation import client
 from qupeD_jax.quantization import quantizers
-from qupeD_jax.types import Cohort, Dataset, FedState, Model, Scored
+from qupeD_jax.types import Cohort, Dataset, FedState, Info, Model, Scored
 from qupeD_jax.wrappers.sampling import with_sampling
 from tests import toy
 
@@ -210,6 +210,14 @@ def test_bad_options_are_refused():
     loop.run(build, runs(), DATA, rounds=0, every=1)
   with pytest.raises(BadInput, match="fraction 0: allowed is above 0 and at most 1"):
     with_sampling(build(None), 0)
+
+
+def test_a_round_in_which_nobody_trained_has_no_loss():
+  """One run, two rounds, two clients."""
+  size, loss = np.array([[[3, 0], [0, 0]]]), np.float32([[[2.0, np.nan], [1.0, 1.0]]])
+  infos = (Info(np.zeros_like(size), size, loss, size < 0),)
+  np.testing.assert_array_equal(loop.mean_loss(infos), [[2.0, np.nan]])
+  np.testing.assert_array_equal(loop.num_clients(infos), [[1, 0]])
 
 
 # --- scores

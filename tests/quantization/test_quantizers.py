@@ -12,6 +12,7 @@ from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.checks import BadInput
+from qupeD_jax.engine import loop
 from qupeD_jax.federation import client
 from qupeD_jax.quantization import codebook, ops, quantizers
 from tests import oracle, toy
@@ -174,6 +175,19 @@ def test_learned_codebook_with_mixed_bits():
     assert set(kernel.ravel().tolist()) <= set(used[np.isfinite(used)].tolist())
   np.testing.assert_array_equal(kernels[3], PARAMS["dense_1"]["kernel"])
   np.testing.assert_array_equal(projected["stem"]["kernel"][0], PARAMS["stem"]["kernel"])
+
+
+def test_a_client_that_a_codebook_has_no_room_for_is_refused():
+  """By its bits where they are known; where they are traced, by NaNs, at which a run stops."""
+  quantizer = quantizers.learned_codebook(max_bits=2)
+  groups = (toy.cohort(range(2), (2, 8), oracle.ROWS),)
+  message = r"bits 8: allowed is 1 to max_bits \(2\), or 32 for full precision"
+  algorithm = local((MODEL,), quantizer, **PERSONAL)
+  with pytest.raises(BadInput, match=message):
+    algorithm.init(jax.random.key(0), oracle.DATA, groups)
+  traced = jax.jit(algorithm.init)(jax.random.key(0), oracle.DATA, groups)
+  for broken in loop.holds_nan(traced, groups):
+    np.testing.assert_array_equal(broken, [False, True])
 
 
 def slopes_of(quantizer, books, g):

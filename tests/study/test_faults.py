@@ -318,3 +318,24 @@ def test_methods_that_diverge_are_left_out_and_the_others_trained_anew():
   assert trained == [list("abcd"), list("acd"), list("ac")]
   assert console.export_text() == "left out: b diverged\nleft out: d diverged\n"
   assert study.surviving(job._replace(variants={"b": None}), results_of, console) == ({}, {})
+
+
+@pytest.mark.parametrize(
+  ("counts", "named"),
+  [
+    ([(3, 3), (2, 2), (3, 0)], True),  # the last round sends nothing
+    ([(3, 3), (0, 0), (3, 0)], True),
+    ([(3, 3), (2, 1), (3, 0)], False),
+    ([(3, 0), (0, 0), (3, 0)], False),
+    ([(0, 0), (0, 0), (0, 0)], False),
+  ],
+)
+def test_methods_whose_every_upload_was_dropped_are_named(counts, named):
+  """By what metrics.jsonl has of each round: who took part, and whose upload was dropped."""
+  phases = jobs.Phase(2, None, sends=True), jobs.Phase(1, None)
+  job = jobs.Job(Options(seeds=1), None, {"ours": None}, phases)
+  rows = [
+    {"method": "ours", "seed": 0, "round": i, "clients": clients, "dropped": dropped}
+    for i, (clients, dropped) in enumerate(counts, start=1)
+  ]
+  assert study.untaught([job], rows) == ["ours"] * named

@@ -38,5 +38,7 @@ class Bar:
     self._progress.update(self._task, advance=rounds)
     evaluated = [row for row in rows if row["accuracy"] is not None]
     if evaluated:
-      loss, accuracy = (np.mean([row[name] for row in evaluated]) for name in ("loss", "accuracy"))
-      self._progress.update(self._task, numbers=f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %")
+      losses = [row["loss"] for row in evaluated if np.isfinite(row["loss"])]
+      loss = f"{np.mean(losses):.3f}" if losses else "-"  # nobody took part in that round
+      accuracy = np.mean([row["accuracy"] for row in evaluated])
+      self._progress.update(self._task, numbers=f"loss {loss}  accuracy {100 * accuracy:.1f} %")
