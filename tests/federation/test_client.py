@@ -209,7 +209,7 @@ def test_schedules_are_read_at_the_step():
 def test_bad_rates_are_refused():
   with pytest.raises(BadInput, match=r"local_steps 0: allowed is a whole number of at least 1"):
     client.check(0, 10)
-  with pytest.raises(BadInput, match=r"--weights-rate -0.1: allowed is a finite number above 0"):
+  with pytest.raises(BadInput, match=r"rates.weights -0.1: allowed is a finite number above 0"):
     client.check(1, 10, client.Rates(weights=-0.1))
-  with pytest.raises(BadInput, match="--centers-rate nan"):
+  with pytest.raises(BadInput, match=r"rates.centers nan"):
     client.check(1, 10, client.Rates(centers=float("nan")))
