@@ -19,11 +19,11 @@ help:
 
 .venv: .venv/installed
 
-.venv/installed: requirements.txt
+.venv/installed: pyproject.toml requirements.txt requirements/test.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
 	@touch $@
 
 setup: .venv
@@ -46,7 +46,7 @@ report: .venv
 	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
 	@folder="results/$(NAME)"; \
 	if ! test -d "$$folder" && test -d "experiments/$$folder"; then folder="experiments/$$folder"; fi; \
-	$(BIN)/python -m qupeD_jax.results.page "$$folder"
+	$(BIN)/python -m qupeD_jax report "$$folder"
 
 test: .venv
 	$(BIN)/python -m pytest
@@ -63,4 +63,4 @@ data: .venv
 	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
 	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip install \
 	  --quiet --disable-pip-version-check -r requirements.txt tensorflow-cpu || { rm -rf .venv-data; exit 1; }; }
-	@.venv-data/bin/python -m qupeD_jax.data.prepare $(NAME) $(ARGS)
+	@.venv-data/bin/python -m qupeD_jax data $(NAME) $(ARGS)

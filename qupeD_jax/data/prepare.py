@@ -72,7 +72,7 @@ def _download(name: str, folder: os.PathLike) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command line; returns 0, 1 after a failed download, or 2 for what cannot be done."""
-  parser = argparse.ArgumentParser(prog="python -m qupeD_jax.data.prepare")
+  parser = argparse.ArgumentParser(prog="quped data")
   parser.add_argument("name", help=f"one of {', '.join(catalog.NAMES)}")
   parser.add_argument("--data-dir", help="where to, instead of the folder that TFDS uses")
   options = parser.parse_args(arguments)
@@ -82,7 +82,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(error, file=sys.stderr)
     return 1 if isinstance(error, DownloadFailed) else 2
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -1,6 +1,6 @@
 """A network trained in PyTorch as variables of ours.
 
-  python -m qupeD_jax.io.import_torch FILE.safetensors --model resnet20 [--out FILE]
+  quped import-torch FILE.safetensors --model resnet20 [--out FILE]
 
 FILE.safetensors holds a state dict, as `safetensors.torch.save_file(network.state_dict(), FILE)`
 writes it, of a residual network in the usual CIFAR implementation: conv1, bn1, layer1 to layer3 and
@@ -10,7 +10,6 @@ linear. What --out writes is the file of a shipped model (packing.py) in which n
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -182,7 +181,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
   try:
-    options = command_line.parse(Options, arguments, prog="python -m qupeD_jax.io.import_torch")
+    options = command_line.parse(Options, arguments, prog="quped import-torch")
     about = options.model, options.num_classes, options.image_shape
     variables = load(options.file, *about)
     print(f"{options.model}: {_summary(variables)}")
@@ -207,7 +206,3 @@ def _summary(variables: PyTree) -> str:
     f"{entries['params']:,} parameters in {len(leaves['params'])} tensors, "
     f"{entries['stats']:,} running statistics in {len(leaves['stats'])}"
   )
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """A results folder as one HTML page and one LaTeX table.
 
-  python -m qupeD_jax.results.page FOLDER
+  quped report FOLDER
 
 writes FOLDER/report.html, which needs neither a server nor a network, and FOLDER/table.tex.
 """
@@ -187,8 +187,7 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
     methods: the names of all, itself among them.
 
   Returns:
-    (family, label, bytes of a model, mean accuracy, its standard deviation); 0 for that of one
-    seed, which gets no bar.
+    (family, label, bytes of a model, mean accuracy, its standard deviation).
   """
   family, precision = _split_name(method)
   if sum(_split_name(other)[0] == family for other in methods) == 1:
@@ -196,13 +195,13 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
   else:
     label = precision or "32 bit"
   accuracy = entry["accuracy"]
-  return family, label, entry["bytes_per_model"], accuracy["mean"], accuracy["std"] or 0.0
+  return family, label, entry["bytes_per_model"], accuracy["mean"], accuracy["std"]
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
   if len(arguments) != 1 or arguments[0].startswith("-"):
-    return _fail("usage: python -m qupeD_jax.results.page FOLDER, where FOLDER holds results")
+    return _fail("usage: quped report FOLDER, where FOLDER holds results")
   try:
     for path in write_page(arguments[0]):
       print(path)
@@ -264,8 +263,8 @@ def _comparisons(results: Results) -> list[str]:
     return [_note(f"No {metrics.COMPARISON}: methods were not compared client by client.")]
   comparisons, level = results.comparisons
   how = _note(
-    "Accuracy less the rival's, paired by seed and client, with its t interval over seeds; a win "
-    "or a loss where the interval lies off 0. One seed has none, and decides nothing."
+    "Accuracy less the rival's, paired by seed and client, with its bootstrap interval; a win or a "
+    "loss where the interval lies off 0."
   )
   return [how, *(_comparison_table(ours, rivals, level) for ours, rivals in comparisons.items())]
 
@@ -372,7 +371,3 @@ def _options(title: str, values: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ import numpy as np
 
 from qupeD_jax import checks, models
 from qupeD_jax.data import cohort, partition, sources, splits
+from qupeD_jax.data.federation import divide
 from qupeD_jax.models.flops import forward_flops
 from qupeD_jax.study.options import Federated
 from qupeD_jax.types import Cohort, Dataset, Model
@@ -37,27 +38,17 @@ class Federation(NamedTuple):
 
 def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> splits.Split:
   """Deals the rows to the clients by the partition that the options name."""
-  clients, labels = options.clients, train.y
-  match options.partition:
-    case "by_class":
-      owner = partition.by_class(labels, clients, options.classes_per_client, seed)
-      test_rows = splits.own_classes
-    case "dirichlet":
-      owner = partition.dirichlet(labels, clients, options.alpha, seed)
-      test_rows = splits.own_proportions
-    case "iid":
-      owner, test_rows = partition.iid(labels, clients, seed), splits.own_proportions
-    case "natural":
-      owner, test_rows = natural(options, train, test, clients), splits.own_rows
-  if options.train_share < 1:
-    owner = partition.thin(owner, labels, options.train_share, seed)
-  return splits.split(
+  return divide(
     train,
     test,
-    owner,
-    test_rows,
+    clients=options.clients,
+    partition=options.partition,
+    classes_per_client=options.classes_per_client,
+    alpha=options.alpha,
+    train_share=options.train_share,
     validation=options.validation,
     max_test_rows=options.max_test_rows,
+    min_test_rows=options.min_test_rows,
     seed=seed,
   )
 

@@ -297,8 +297,7 @@ def describe(options: Federated, federation: Federation) -> str:
     writers = len(np.unique(federation.train.client))
     left_out = f"{writers - owner.max() - 1} of {writers} writers"
     facts.append(f"{left_out} left out, with fewer than {options.min_test_rows} test rows")
-  seeds = f"{options.seeds} seed{'s' * (options.seeds > 1)}"
-  return "; ".join([*facts, seeds, f"models {', '.join(options.models)}"])
+  return "; ".join([*facts, f"{options.seeds} seeds", f"models {', '.join(options.models)}"])
 
 
 def held_classes(federation: Federation) -> np.ndarray:

@@ -165,7 +165,7 @@ def test_the_command_takes_other_classes_and_channels(saved, capsys):
     ([CHECKPOINT, "--model", "resnet20", "--out", CHECKPOINT / "x"], ".*: cannot be written .*"),
     (
       [CHECKPOINT],
-      ".*: not understood; python -m qupeD_jax.io.import_torch --help lists the options",
+      ".*: not understood; quped import-torch --help lists the options",
     ),
     (
       [CHECKPOINT, "--model", "resnet8", "--num-classes", "ten"],

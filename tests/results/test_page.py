@@ -213,7 +213,7 @@ def test_a_summary_alone_and_no_numbers_still_make_a_page(tmp_path):
   metrics.write_summary(tmp_path, {"only": entry})
   page.write_page(tmp_path)
   read = Reader((tmp_path / "report.html").read_text("utf-8"))
-  assert ["only", "50.0", "50.0", "-", "2", "-", "-", "-"] in read.rows
+  assert ["only", "50.0 ± 0.0", "50.0", "-", "2", "-", "-", "-"] in read.rows
   assert "there is nothing to draw" in read.text
   assert read.headings[0] == tmp_path.name
 
@@ -250,12 +250,12 @@ def test_damage_is_one_line_and_code_2_and_leaves_no_page(tmp_path, capsys, file
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]])
 def test_wrong_arguments_are_one_line_and_code_2(capsys, arguments):
   assert page.main(arguments) == 2
-  assert capsys.readouterr().err.startswith("error: usage: python -m qupeD_jax.results.page FOLDER")
+  assert capsys.readouterr().err.startswith("error: usage: quped report FOLDER")
 
 
 def test_a_missing_folder_is_one_line_and_code_2(tmp_path):
   done = subprocess.run(
-    [sys.executable, "-m", "qupeD_jax.results.page", str(tmp_path / "none")],
+    [sys.executable, "-m", "qupeD_jax", "report", str(tmp_path / "none")],
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert (done.returncode, done.stdout) == (2, "")
