@@ -24,7 +24,7 @@ from qupeD_jax import checks, command_line
 from qupeD_jax.engine import loop, store, streaming
 from qupeD_jax.io import files
 from qupeD_jax.results import account, tables
-from qupeD_jax.wrappers.sampling import most, with_sampling
+from qupeD_jax.wrappers.sampling import num_participants, with_sampling
 
 RESIDENT, HOST, DISK = "all on the device", "on the host", "on the disk"
 
@@ -85,7 +85,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
   }
   for form in forms.values():
     form.wait(form.run(form.start(), 1))
-  count = most(options.clients, options.participation) * options.every
+  count = num_participants(options.clients, options.participation) * options.every
   turns = options.repeats, options.seconds
   times = timing.take_turns(forms, *turns)
   work = timing.take_turns(forms, *turns, clock=time.process_time)
@@ -98,7 +98,7 @@ def run(options: Options, folder: Path) -> dict[str, Any]:
     )
     for name, t in times.items()
   ]
-  taking_part = most(options.clients, options.participation)
+  taking_part = num_participants(options.clients, options.participation)
   return {
     "machine": timing.machine(),
     "options": options,
@@ -235,7 +235,7 @@ def check(options: Options) -> None:
   for name in ("clients", "batch_size", "local_steps", "every", "repeats"):
     checks.at_least(name, getattr(options, name), 1)
   for number in options.grown:
-    least = most(options.clients, options.participation)
+    least = num_participants(options.clients, options.participation)
     checks.at_least("grown", number, least)
   checks.fraction("participation", options.participation, closed=True)
   checks.positive("seconds", options.seconds)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import models
+from qupeD_jax import models, rng
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.federation import aggregators, client
@@ -130,18 +130,20 @@ def make_task(case: Case, method: str, data: Dataset, cohort: Cohort) -> Task:
 
 def round_key(key: Array, round_: Array | int) -> Array:
   """Returns the key of a round, made of that of the run as the engine makes it."""
-  return jax.random.fold_in(jax.random.fold_in(key, 1), round_)
+  return rng.stream(key, "rounds", round_)
 
 
 def first_rows(task: Task) -> np.ndarray:
   """Returns the rows that the clients draw in their first round: [K, tau, B] int32."""
   case, cohort = task.case, task.cohort
 
-  def draw(client_id, index, size):
-    key = jax.random.fold_in(round_key(task.key, 0), client_id)
+  keys = rng.client_keys(round_key(task.key, 0), "clients", cohort.client)
+
+  def draw(key, index, size):
+    key = rng.stream(rng.stream(key, "batches", 0), "rows")
     return client.draw_rows(key, index, size, case.local_steps, case.batch_size)[0]
 
-  return np.asarray(jax.jit(jax.vmap(draw))(cohort.client, cohort.index, cohort.size))
+  return np.asarray(jax.jit(jax.vmap(draw))(keys, cohort.index, cohort.size))
 
 
 def step_flops(case: Case, method: str) -> float:

@@ -63,6 +63,7 @@ class Scored(NamedTuple):
   model: Model
   variables: PyTree  # leaves [K, ...] if stacked, else one model that all clients share
   stacked: bool
+  codebooks: PyTree | None = None  # of quantised models, leaves [K, ...]: what they ship with
 
 
 class Algorithm(NamedTuple):

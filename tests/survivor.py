@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.datasets  # noqa: F401  before the study is forked
 
+from qupeD_jax import rng
 from qupeD_jax.federation import client
 from qupeD_jax.results import plots
 from qupeD_jax.study import jobs, study
@@ -64,7 +65,7 @@ def walk(model: Model, centers: int, trained: FedState | None) -> Algorithm:
   def round_(key, state, data, cohorts):
     del data
     (personal,), (cohort,) = state.clients, cohorts
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
+    keys = rng.client_keys(key, "clients", cohort.client)
     kernel, common = (of["params"]["dense_1"]["kernel"] for of in (personal[0], state.server))
     noise = jax.vmap(lambda key: jax.random.normal(key, common.shape))(keys)
     moments = 0.9 * personal.moments + 0.01 * noise

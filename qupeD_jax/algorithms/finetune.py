@@ -54,7 +54,7 @@ def finetune(
     clients_per_step: clients of a cohort that train side by side; None for all of them.
 
   Returns:
-    An Algorithm that scores as the one before it; "personal" and "unquantised" are now the same.
+    An Algorithm that scores as the one before it; "unquantised" is x before it was hardened.
 
   Raises:
     BadInput: a hyperparameter is out of range.
@@ -63,18 +63,19 @@ def finetune(
   checks.fraction("lambda_p", lambda_p, closed=False)
   checks.positive("temperature", temperature)
 
-  def harden(personal):
-    variables, codebooks, _ = personal
-    params = ops.harden(variables["params"], codebooks)
-    return client.Personal({**variables, "params": params}, codebooks, optimizer.init(params))
-
   def init(key, data, cohorts):
     del key, data, cohorts
-    clients = tuple(jax.vmap(harden)(personal) for personal in trained.clients)
+    starts = zip(client.shipped(client_models, trained.clients), trained.clients, strict=True)
+    clients = tuple(
+      client.Personal(
+        start.variables, before.codebooks, jax.vmap(optimizer.init)(start.variables["params"])
+      )
+      for start, before in starts
+    )
     return FedState(trained.server, clients, jnp.int32(0))
 
   def train_exempt(personal, loss_fn, step):
-    variables, codebooks, moments = personal
+    variables, codebooks, moments, _ = personal
     params, stats = variables["params"], variables["stats"]
     loss = lambda p: loss_fn({"params": p, "stats": stats})
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -116,9 +117,19 @@ def finetune(
     clients, _, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
     return FedState(state.server, clients, state.round + 1), info
 
+  def before_hardening(scored, personal):
+    """Shows x as it was; a client at full precision has hardened nothing, and shows what it has."""
+    if not personal.codebooks:
+      return scored._replace(variables=personal.variables)
+    active = jax.vmap(ops.is_active)(personal.codebooks) > 0
+    return scored._replace(variables=tree.select(active, scored.variables, personal.variables))
+
   def personalize(key, state, data, cohorts):
     del key, data
-    scored = client.scored(client_models, state.clients)
+    scored = client.scored(client_models, trained.clients, quantizer)
+    if "unquantised" in scored:
+      scored["unquantised"] = tuple(map(before_hardening, scored["unquantised"], state.clients))
+    scored["personal"] = client.shipped(client_models, state.clients)
     if server_model is not None:
       scored["global"] = server.score_global(server_model, state.server, cohorts)
     return scored

@@ -48,7 +48,8 @@ def local(
     start: variables per cohort that its clients start from; None draws them.
 
   Returns:
-    An Algorithm without a server; scored are "personal" (as shipped) and "unquantised".
+    An Algorithm without a server; scored are "personal" (as shipped) and "unquantised"
+    (`client.scored`).
 
   Raises:
     BadInput: a hyperparameter is out of range.
@@ -91,6 +92,6 @@ def local(
 
   def personalize(key, state, data, cohorts):
     del key, data, cohorts
-    return client.scored(models, state.clients)
+    return client.scored(models, state.clients, quantizer)
 
   return Algorithm(init, round_fn, personalize)

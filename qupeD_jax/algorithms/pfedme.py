@@ -87,20 +87,21 @@ def pfedme(
     return personal, losses[0]
 
   def step_fn(carry, step, batch):
-    personal, anchor = carry
-    personal, loss = minimise(personal, anchor, batch, client.value_at(rate, step))
+    personal, copy = carry
+    personal, loss = minimise(personal, copy["params"], batch, client.value_at(rate, step))
     pull = client.value_at(global_rate, step) * penalty
-    away = jax.tree.map(jnp.subtract, anchor, personal["params"])
-    return (personal, tree.descend(anchor, away, pull)), loss
+    away = jax.tree.map(jnp.subtract, copy["params"], personal["params"])
+    copy = {**copy, "params": tree.descend(copy["params"], away, pull)}
+    copy["stats"] = client.renewed_stats(model, copy, batch)
+    return (personal, copy), loss
 
   def round_fn(key, state, data, cohorts):
     first_step = state.round * local_steps
     train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
 
     def run(key, _, rows):
-      carry = state.server, state.server["params"]
-      (personal, anchor), loss = train(key, carry, rows)
-      return personal, {**personal, "params": anchor}, loss
+      (personal, copy), loss = train(key, (state.server, state.server), rows)
+      return personal, copy, loss
 
     clients, uploads, info = client.over_clients(
       (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step

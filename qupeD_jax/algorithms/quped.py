@@ -139,8 +139,9 @@ def quped(
   def known_passes(model, personal, step, batch, distilled):
     """Passes through the models that are trained: for x's and c's step, and what w learns from."""
     passes, targets = {}, []
+    before = client.running_stats(personal)
     for name, (weight, params) in trained_points(personal, step).items():
-      variables = {**personal.variables, "params": params}
+      variables = {"params": params, "stats": before[name]}
       logits, backward, stats = client.forward(model, variables, batch)
       value, gradient = jax.value_and_grad(client.batch_loss)(logits, batch, *distilled)
       passes[name] = client.Pass(value, stats, backward(gradient))
@@ -191,6 +192,6 @@ def quped(
   def personalize(key, state, data, cohorts):
     del key, data
     shared = server.score_global(server_model, state.server, cohorts)
-    return client.scored(client_models, state.clients) | {"global": shared}
+    return client.scored(client_models, state.clients, quantizer) | {"global": shared}
 
   return Algorithm(init, round_fn, personalize)

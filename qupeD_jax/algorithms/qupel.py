@@ -106,10 +106,8 @@ def qupel(
     projected = quantizer.project(personal.variables["params"], personal.codebooks, step)
     away = jax.tree.map(jnp.subtract, copy["params"], projected)
     pull = client.value_at(global_rate, step) * penalty
-    copy = {
-      "params": tree.descend(copy["params"], away, pull),
-      "stats": personal.variables["stats"],
-    }
+    copy = {**copy, "params": tree.descend(copy["params"], away, pull)}
+    copy["stats"] = client.renewed_stats(model, copy, batch)
     return (personal, copy), loss
 
   def round_fn(key, state, data, cohorts):
@@ -122,6 +120,7 @@ def qupel(
   def personalize(key, state, data, cohorts):
     del key, data
     shared = server.score_global(model, state.server, cohorts)
-    return client.scored(models_of(cohorts), state.clients) | {"global": shared}
+    personal = client.scored(models_of(cohorts), state.clients, quantizer)
+    return personal | {"global": shared}
 
   return Algorithm(init, round_fn, personalize)

@@ -6,6 +6,7 @@ clients can share a row. Everything follows from an integer seed, and nothing lo
 
 import numpy as np
 
+from qupeD_jax import shares
 from qupeD_jax.checks import at_least, refusal, require
 from qupeD_jax.data.ragged import gather, rank, select, sizes
 
@@ -138,7 +139,8 @@ def thin(owner: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.n
   num_classes = int(labels.max()) + 1
   kind = np.where(owner == NOBODY, NOBODY, owner * num_classes + labels)
   rows = gather(kind, int(kind.max()) + 1, generator(seed, "thin"))
-  kept = select(rows, rank(rows) < np.repeat(np.ceil(share * sizes(rows)), sizes(rows)))
+  left = [shares.rounded_up(share, size) for size in sizes(rows)]
+  kept = select(rows, rank(rows) < np.repeat(left, sizes(rows)))
   thinned = np.full_like(owner, NOBODY)
   thinned[kept.rows] = owner[kept.rows]
   return thinned

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qupeD_jax import shares
 from qupeD_jax.checks import at_least, refusal, require
 from qupeD_jax.data.partition import LEAST, NOBODY, generator
 from qupeD_jax.data.ragged import Ragged, class_counts, gather, offsets, rank, select, sizes
@@ -62,7 +63,8 @@ def split(
   rng = generator(seed, "split")
   held = gather(owner, int(owner.max(initial=NOBODY)) + 1, rng)
   _require_each(sizes(held), LEAST, "training")
-  held_out = np.rint(validation * sizes(held)).astype(np.int64).clip(1, sizes(held) - 1)
+  held_out = np.array([shares.rounded(validation, size) for size in sizes(held)], np.int64)
+  held_out = held_out.clip(1, sizes(held) - 1)
   validates = rank(held) < np.repeat(held_out, sizes(held))
   tested = test_rows(train, test, held, max_test_rows, rng)
   _require_each(sizes(tested), 1, "test")

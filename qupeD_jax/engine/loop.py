@@ -6,7 +6,7 @@ chunks, between which it calls back; on several devices, each has its share of t
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.engine import evaluate, parallel
+from qupeD_jax.federation import tree
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, PyTree
 
 
@@ -72,7 +73,7 @@ def simulate(
 
   Args:
     algorithm: what a round is.
-    key: of the whole run; round r draws from `fold_in(key, r)`, wherever a chunk begins.
+    key: of the whole run; round r draws from number r of its rounds, wherever a chunk begins.
     state: to start from; its `round` says where in the run this is.
     data: training examples.
     cohorts: clients and their rows.
@@ -84,7 +85,7 @@ def simulate(
   """
 
   def one_round(state):
-    return algorithm.round(jax.random.fold_in(key, state.round), state, data, cohorts)
+    return algorithm.round(rng.stream(key, "rounds", state.round), state, data, cohorts)
 
   def body(i, carry):
     state, infos = carry
@@ -226,6 +227,52 @@ def score(
   return by_client(scores, cohorts)
 
 
+def personal_models(
+  build: Callable[[Any], Algorithm],
+  runs: Runs,
+  state: FedState,
+  data: Dataset,
+  chosen: Sequence[int],
+  mesh: Mesh | None = None,
+) -> Iterator[tuple[tuple[PyTree, dict], ...]]:
+  """Yields the personal models of some runs, those that `score` scores.
+
+  Args:
+    build, runs, state, data, mesh: as in `score`.
+    chosen: numbers of the runs, counted from 0.
+
+  Yields:
+    Of each of them, per cohort: variables and codebooks ({} at full precision), leaves [K, ...], on
+    the host.
+  """
+  data, runs = _place(data, runs, mesh)
+  given = runs, parallel.place(state, mesh), data
+
+  def of_run(runs, state, data, r):
+    one = jax.tree.map(lambda leaf: leaf[r], (runs, state))
+    return jax.tree.map(lambda leaf: leaf[None], show_personal(build)(*one, data))
+
+  show = compile_ahead(parallel.over_devices(of_run, mesh, parallel.STATE), *given, np.int32(0))
+  for r in chosen:
+    shown = parallel.fetch(show(*given, np.int32(r)).clients)
+    yield jax.tree.map(lambda leaf: leaf[0], shown)
+
+
+def show_personal(build):
+  """Returns what one run ships: (run, state, data) -> FedState, models in the clients' place."""
+
+  def show(one: Runs, state, data):
+    key = rng.stream(one.key, "evaluate")  # that of the scores
+    shown = build(one.setting).personalize(key, state, data, one.cohorts)["personal"]
+    clients = tuple(
+      (s.variables if s.stacked else tree.repeat(s.variables, len(c.size)), s.codebooks or {})
+      for s, c in zip(shown, one.cohorts, strict=True)
+    )
+    return FedState((), clients, state.round)
+
+  return show
+
+
 def _place(data: Dataset, runs: Runs, mesh: Mesh | None) -> tuple[Dataset, Runs]:
   """Puts training rows and runs on the devices."""
   data, cohorts = parallel.spread(data, runs.cohorts, mesh)
@@ -236,7 +283,7 @@ def initialise(build):
   """Returns how one run begins: (run, data) -> state."""
 
   def init(one: Runs, data):
-    return build(one.setting).init(jax.random.fold_in(one.key, 0), data, one.cohorts)
+    return build(one.setting).init(rng.stream(one.key, "initialise"), data, one.cohorts)
 
   return init
 
@@ -245,9 +292,8 @@ def train_chunk(build, max_rounds: int):
   """Returns a chunk of one run: (run, state, data, rounds) -> (state, infos, who holds NaNs)."""
 
   def chunk(one: Runs, state, data, num_rounds):
-    key = jax.random.fold_in(one.key, 1)
     algorithm = build(one.setting)
-    state, infos = simulate(algorithm, key, state, data, one.cohorts, num_rounds, max_rounds)
+    state, infos = simulate(algorithm, one.key, state, data, one.cohorts, num_rounds, max_rounds)
     return state, infos, holds_nan(state, one.cohorts)
 
   return chunk
@@ -293,7 +339,7 @@ def score_run(build):
   """Returns how one run is scored: (run, state, data, scored data, scored cohorts) -> scores."""
 
   def score(one: Runs, state, data, scored_data, scored_cohorts):
-    key = jax.random.fold_in(one.key, 2)
+    key = rng.stream(one.key, "evaluate")
     return evaluate.accuracies(
       build(one.setting), key, state, data, one.cohorts, scored_data, scored_cohorts
     )

@@ -199,6 +199,11 @@ def fetch(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda leaf: read(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
+def from_first_process(array: np.ndarray) -> np.ndarray:
+  """Returns the first process' array in all of them."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def anywhere(holds: tuple[bool, ...]) -> tuple[bool, ...]:
   """Tells of each of several facts whether it holds in any process: the same answer in all."""
   if jax.process_count() == 1:

@@ -62,7 +62,7 @@ def _with_clients(setting: PyTree, clients: Sequence[tuple]) -> PyTree:
 
 def all_groups(cohorts: tuple[Cohort, ...], fraction: float) -> list[Group]:
   """Goes through all clients in order, in groups of as many as take part in a round."""
-  counts = [sampling.most(cohort.size.shape[1], fraction) for cohort in cohorts]
+  counts = [sampling.num_participants(cohort.size.shape[1], fraction) for cohort in cohorts]
   pairs = list(zip(cohorts, counts, strict=True))
 
   def group(i):

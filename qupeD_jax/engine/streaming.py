@@ -8,14 +8,14 @@ one needs is read and sent, and what the one before left is written back. Result
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.engine import loop, portions, store
 from qupeD_jax.federation import tree
 from qupeD_jax.types import Algorithm, Cohort, Dataset, FedState, PyTree
@@ -147,6 +147,29 @@ def score(
   return loop.by_client(scores, host.cohorts)
 
 
+def personal_models(
+  build: Callable[[Any], Algorithm],
+  runs: loop.Runs,
+  state: FedState,
+  data: Dataset,
+  fraction: float,
+) -> Iterator[tuple[portions.Group, tuple[tuple[PyTree, dict], ...]]]:
+  """Yields the personal models, those that `score` scores, a share of the clients at a time.
+
+  Yields:
+    Who, and per cohort their variables and codebooks ({} at full precision), leaves [R, k, ...], on
+    the host.
+  """
+  host, runs = portions.split(runs, data)
+  groups = portions.all_groups(host.cohorts, fraction)
+  show = loop.show_personal(build)
+  shown = _compile_look(
+    build, host, runs, state, groups[0], lambda one, state, data, _: show(one, state, data).clients
+  )
+  for group in groups:
+    yield group, jax.device_get(shown(state, group))
+
+
 def completed(
   build: Callable[[Any], Algorithm],
   runs: loop.Runs,
@@ -249,8 +272,7 @@ def _compile_draw(host: portions.Host, runs, fraction: float, every: int):
 
   def draw(keys, who, done):
     def of_run(key, cohorts, round_):
-      key = jax.random.fold_in(jax.random.fold_in(key, 1), round_)
-      return sampling.participants(key, cohorts, fraction)
+      return sampling.participants(rng.stream(key, "rounds", round_), cohorts, fraction)
 
     over_runs = jax.vmap(of_run, (0, 0, None))
     return jax.lax.map(lambda r: over_runs(keys, who, r), done + jnp.arange(every))
@@ -299,37 +321,64 @@ def _joined(trees: Sequence[PyTree], axis: int) -> PyTree:
   return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *trees)
 
 
+def _compile_look(
+  build,
+  host: portions.Host,
+  runs,
+  state: FedState,
+  group: portions.Group,
+  look: Callable,
+  sent: Callable = lambda group: (),
+) -> Callable:
+  """Compiles a look at groups like the given one.
+
+  Args:
+    look: (run, state, data, what was sent) of one run and group -> anything.
+    sent: group -> what `look` needs besides, leaves [R, ...].
+
+  Returns:
+    (state, group) -> what `look` returned, leaves [R, ...], on the device.
+  """
+  layouts = [of.layout for of in state.clients]
+
+  def of_run(one, state, rows, given, more):
+    state = state._replace(clients=tuple(map(store.unpack, layouts, rows)))
+    return look(portions.run_of(build, host, one, given), state, given.data, more)
+
+  def over_runs(runs, state, given, more):
+    rows = _current(build, host, runs, given, None)
+    return jax.vmap(of_run)(runs, state, rows, given, more)
+
+  def fetch(state, group):
+    given = portions.fetch(host, state.clients, group)
+    return runs, state._replace(clients=()), given, jax.device_put(sent(group))
+
+  compiled = loop.compile_ahead(over_runs, *fetch(state, group))
+  return lambda state, group: compiled(*fetch(state, group))
+
+
 def _compile_score(build, host: portions.Host, runs, state: FedState, scored, groups) -> Callable:
   """Returns state -> scores: by name, per cohort [R, K] float32."""
   data, cohorts = jax.tree.map(np.asarray, scored)
-  layouts = [of.layout for of in state.clients]
-
-  def of_run(one, state, rows, given, shown):
-    state = state._replace(clients=tuple(map(store.unpack, layouts, rows)))
-    one = portions.run_of(build, host, one, given)
-    shown_data, shown_cohorts = shown[0], portions.enumerated(shown[1], cohorts)
-    return loop.score_run(build)(one, state, given.data, shown_data, shown_cohorts)
-
-  def score(runs, state, given, shown):
-    rows = _current(build, host, runs, given, None)
-    return jax.vmap(of_run)(runs, state, rows, given, shown)
-
-  def fetch(state, group):
-    shown = jax.device_put(portions.examples(data, cohorts, group))
-    return runs, state._replace(clients=()), portions.fetch(host, state.clients, group), shown
-
-  compiled = loop.compile_ahead(score, *fetch(state, groups[0]))
+  of_run = loop.score_run(build)
+  look = lambda one, state, own, shown: of_run(
+    one, state, own, shown[0], portions.enumerated(shown[1], cohorts)
+  )
+  sent = lambda group: portions.examples(data, cohorts, group)
+  compiled = _compile_look(build, host, runs, state, groups[0], look, sent)
+  ends = [cohort.size.shape[1] for cohort in cohorts]
 
   def over_groups(state):
-    parts, given = [], fetch(state, groups[0])
-    for following in [*groups[1:], None]:
-      scores = compiled(*given)
-      given = None if following is None else fetch(state, following)
-      parts.append(jax.device_get(scores))
-    ends = [cohort.size.shape[1] for cohort in cohorts]
+    parts, running = [], None
+    for group in groups:
+      # What the next group needs is sent while the one before is scored.
+      before, running = running, compiled(state, group)
+      if before is not None:
+        parts.append(jax.device_get(before))
+    joined = _joined([*parts, jax.device_get(running)], axis=1)
     return {
       name: tuple(scores[:, :end] for scores, end in zip(of_cohorts, ends, strict=True))
-      for name, of_cohorts in _joined(parts, axis=1).items()
+      for name, of_cohorts in joined.items()
     }
 
   return over_groups

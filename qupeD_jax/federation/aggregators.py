@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng, shares
 from qupeD_jax.federation import exchange, tree
 from qupeD_jax.types import Array, Cohort, PyTree
 
@@ -77,7 +77,7 @@ def trimmed_mean(share: Array | float = 0.1) -> Aggregate:
   Yin, Chen, Ramchandran, Bartlett, ICML 2018, Definition 2.
 
   Args:
-    share: of the clients, in [0, 0.5), that is left out at either end, rounded down.
+    share: of the clients, in [0, 0.5), that is left out at either end, rounded down (`shares`).
 
   Raises:
     BadInput: the share is out of range.
@@ -86,13 +86,20 @@ def trimmed_mean(share: Array | float = 0.1) -> Aggregate:
     checks.require(0 <= share < 0.5, "share", share, "in [0, 0.5)")
 
   def trimmed(leaf, number):
-    # 42 % of 150 clients are 63, though as float32 numbers they are a little less.
-    cut = jnp.floor(share * number + 1e-4).astype(number.dtype)
+    cut = _left_out(share, number, len(leaf))
     place = jnp.arange(len(leaf)).reshape(-1, *(1,) * (leaf.ndim - 1))
     inner = (place >= cut) & (place < number - cut)
     return jnp.sum(jnp.where(inner, leaf, 0.0), axis=0) / jnp.maximum(number - 2 * cut, 1)
 
   return _of_sorted(trimmed)
+
+
+def _left_out(share: Array | float, number: Array, most: int) -> Array:
+  """Counts a share of `number` [] clients, of whom there are so many at most, rounded down."""
+  if checks.concrete(share):
+    return jnp.array([shares.rounded_down(share, n) for n in range(most + 1)])[number]
+  # A traced share is known to float32's precision: what is that close to a whole number is one.
+  return jnp.floor(share * number * (1 + 2**-22)).astype(number.dtype)
 
 
 def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) -> Aggregate:
@@ -105,6 +112,8 @@ def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) ->
 
   all variables that travel, running statistics included, make one u_i. An update that is not finite
   is taken for 0, and still counts in n: n must not tell of what a client's data are.
+
+  The noise follows from the key alone, equal on all devices: who knows the key can take it away.
 
   Args:
     bound: S, above 0, the L2 norm that no update exceeds.
@@ -125,7 +134,7 @@ def clipped_mean(bound: Array | float, noise_multiplier: Array | float = 0.0) ->
     total = exchange.add(jax.tree.map(lambda *leaves: sum(leaves), *sums))
     number = exchange.add(sum(jnp.sum(cohort.size > 0) for cohort in cohorts))
     if not (checks.concrete(noise_multiplier) and noise_multiplier == 0):
-      total = tree.with_noise(key, total, noise_multiplier * bound)
+      total = tree.with_noise(rng.stream(key, "noise"), total, noise_multiplier * bound)
     moved = jax.tree.map(lambda b, t: b + t / jnp.maximum(number, 1), before, total)
     return _unless_nobody(number, moved, before), kept
 

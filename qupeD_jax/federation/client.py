@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.federation import losses, tree
 from qupeD_jax.quantization import ops
 from qupeD_jax.types import Array, Cohort, Dataset, Info, Model, PyTree, Quantizer, Scored
-
-_AUGMENT = 0xA06  # sets an augmentation's random numbers apart from those that draw rows
 
 
 class Rates(NamedTuple):
@@ -30,9 +28,10 @@ class Rates(NamedTuple):
 class Personal(NamedTuple):
   """One client's personal model while it trains."""
 
-  variables: PyTree  # x and its running statistics
+  variables: PyTree  # x and the running statistics of its own passes
   codebooks: dict[str, Array]  # c
   moments: PyTree  # the optimiser's state over x
+  quantised_stats: PyTree = ()  # those of the passes at Q_c(x); () where x has the only ones
 
 
 class Rows(NamedTuple):
@@ -121,13 +120,15 @@ def local_round(
   def batch(key, step, rows, mask):
     x = data.x[rows]
     if augment is not None:
-      x = augment(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step), x)
+      x = augment(rng.stream(key, "augment", step), x)
     return Batch(x, data.y[rows], mask)
 
   def run(key, carry, rows):
-    keys = key, *(jax.random.fold_in(key, i) for i in range(1, batches_per_step))
+    keys = tuple(rng.stream(key, "batches", i) for i in range(batches_per_step))
     index, size, steps = Rows(*rows)
-    drawn = tuple(draw_rows(k, index, size, local_steps, batch_size) for k in keys)
+    drawn = tuple(
+      draw_rows(rng.stream(k, "rows"), index, size, local_steps, batch_size) for k in keys
+    )
 
     def body(carry, inputs):
       step, drawn = inputs
@@ -172,7 +173,7 @@ def over_clients(
     checks.at_least("clients_per_step", clients_per_step, 1)
 
   def run(client_fn, cohort, states):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
+    keys = rng.client_keys(key, "clients", cohort.client)
     rows = Rows(cohort.index, cohort.size, cohort.steps)
     states, uploads, loss = map_clients(client_fn, (keys, states, rows), clients_per_step)
     none_dropped = jnp.zeros(cohort.size.shape, bool)
@@ -241,7 +242,15 @@ def init_personal(
 ) -> Personal:
   """Starts one client's personal model from given variables."""
   params = variables["params"]
-  return Personal(variables, quantizer.init(params, bits), optimizer.init(params))
+  codebooks = quantizer.init(params, bits)
+  at_q = variables["stats"] if codebooks and quantizer.at_q else ()
+  return Personal(variables, codebooks, optimizer.init(params), at_q)
+
+
+def running_stats(personal: Personal) -> dict[str, PyTree]:
+  """Returns the running statistics by where they were taken, "x" or "q"."""
+  at_x = personal.variables["stats"]
+  return {"x": at_x, "q": personal.quantised_stats or at_x}
 
 
 def start_clients(
@@ -342,15 +351,16 @@ def proximal_step(
     The personal model after the step, and the smooth objective before it.
   """
   eta, pull = value_at(rates.weights, step), value_at(rates.proximity, step)
-  variables, codebooks, moments = personal
-  params, stats = variables["params"], variables["stats"]
+  variables, codebooks, moments, _ = personal
+  params, stats = variables["params"], running_stats(personal)
   loss_fns = {"x": loss_fn, "q": quantised_loss_fn or loss_fn}
 
   points = trained_points(params, codebooks, quantizer, step)
   if passes is None:
-    passes = {name: _pass(loss_fns[name], point, stats) for name, (_, point) in points.items()}
+    passes = {n: _pass(loss_fns[n], point, stats[n]) for n, (_, point) in points.items()}
+  renewed = {name: one.stats for name, one in passes.items()}
   project = lambda p: quantizer.project(p, codebooks, step)
-  value, new_stats, grads, at_q = _smooth_gradient(
+  value, grads, at_q = _smooth_gradient(
     params, codebooks, project, points, passes, straight_through
   )
   direction, moments = optimizer.update(grads, moments, params)
@@ -358,12 +368,16 @@ def proximal_step(
   if codebooks:
     eta, here = value_at(rates.centers, step), params if simultaneous else moved
     if quantizer.learned and not simultaneous:
-      _, new_stats, at_q = _pass(loss_fns["q"], project(here), stats)
+      _, renewed["q"], at_q = _pass(loss_fns["q"], project(here), stats["q"])
     slopes = None
     if quantizer.learned:
       (slopes,) = jax.vjp(lambda c: quantizer.project(here, c, step), codebooks)[1](at_q)
     codebooks = quantizer.update(codebooks, here, slopes, eta, eta * pull)
-  return Personal({"params": moved, "stats": new_stats}, codebooks, moments), value
+  if codebooks and quantizer.at_q:
+    own, of_quantised = renewed.get("x", stats["x"]), renewed["q"]
+  else:
+    own, of_quantised = renewed.get("x", renewed.get("q")), ()
+  return Personal({"params": moved, "stats": own}, codebooks, moments, of_quantised), value
 
 
 def _smooth_gradient(
@@ -373,24 +387,21 @@ def _smooth_gradient(
   points: dict[str, tuple[Array | float, PyTree]],
   passes: dict[str, Pass],
   straight_through: Array | float,
-) -> tuple[Array, PyTree, PyTree, PyTree | None]:
-  """Returns the smooth objective, the stats of its pass (at Q, if there is one), and two gradients.
-
-  The first is that in x, the second that in Q_c(x), if f is taken there.
-  """
+) -> tuple[Array, PyTree, PyTree | None]:
+  """Returns the smooth objective, its gradient in x, and that in Q_c(x), if f is taken there."""
   if "q" not in points:
-    return *passes["x"], None
+    return passes["x"].value, passes["x"].grads, None
   weight, _ = points["q"]
-  value_at_q, new_stats, at_q = passes["q"]
+  value_at_q, _, at_q = passes["q"]
   (pulled_back,) = jax.vjp(project, params)[1](at_q)
   if "x" not in points:
-    return value_at_q, new_stats, pulled_back, at_q
+    return value_at_q, pulled_back, at_q
   value, _, grads = passes["x"]
   if not (checks.concrete(straight_through) and straight_through == 0):
     # Without it, the quantised tensors' gradients at Q are not needed, and never computed.
     grads = _mix(grads, at_q, weight * straight_through, codebooks)
   grads = jax.tree.map(lambda g, q: g + weight * q, grads, pulled_back)
-  return value + weight * value_at_q, new_stats, grads, at_q
+  return value + weight * value_at_q, grads, at_q
 
 
 def _pass(loss_fn: Callable, params: PyTree, stats: PyTree) -> Pass:
@@ -462,6 +473,14 @@ def forward(model: Model, variables: PyTree, batch: Batch) -> tuple[Array, Calla
   return logits, lambda gradient: backward(gradient)[0], stats
 
 
+def renewed_stats(model: Model, variables: PyTree, batch: Batch) -> PyTree:
+  """Returns the running statistics after a pass of a model that no loss is taken of.
+
+  A network without statistics computes nothing for it.
+  """
+  return model.apply(variables, batch.x, True, batch.mask)[1]
+
+
 def held_classes(
   model: Model, variables: PyTree, data: Dataset, rows: tuple[Array, Array]
 ) -> Array:
@@ -481,20 +500,32 @@ def held_classes(
   return jnp.zeros(logits.shape[-1], bool).at[data.y[index]].max(counts)
 
 
-def scored(
-  models: tuple[Model, ...], clients: tuple[Personal, ...]
-) -> dict[str, tuple[Scored, ...]]:
-  """Returns what is scored of personal models: "personal", as shipped, and "unquantised"."""
+def shipped(models: tuple[Model, ...], clients: tuple[Personal, ...]) -> tuple[Scored, ...]:
+  """Returns personal models as they are shipped: entries on their centers, with Q's statistics."""
 
   def harden(personal):
     params = ops.harden(personal.variables["params"], personal.codebooks)
-    return {**personal.variables, "params": params}
+    return {"params": params, "stats": running_stats(personal)["q"]}
 
-  pairs = tuple(zip(models, clients, strict=True))
-  return {
-    "personal": tuple(Scored(m, jax.vmap(harden)(c), stacked=True) for m, c in pairs),
-    "unquantised": tuple(Scored(m, c.variables, stacked=True) for m, c in pairs),
-  }
+  pairs = zip(models, clients, strict=True)
+  return tuple(
+    Scored(m, jax.vmap(harden)(c), stacked=True, codebooks=c.codebooks or None) for m, c in pairs
+  )
+
+
+def scored(
+  models: tuple[Model, ...], clients: tuple[Personal, ...], quantizer: Quantizer
+) -> dict[str, tuple[Scored, ...]]:
+  """Returns what is scored of personal models: "personal", as shipped, and "unquantised".
+
+  The latter is x with statistics of its own passes; it is left out where nothing is quantised, and
+  where x makes no passes because its quantizer trains at Q alone.
+  """
+  models_shown = {"personal": shipped(models, clients)}
+  if quantizer.at_x and any(personal.codebooks for personal in clients):
+    pairs = zip(models, clients, strict=True)
+    models_shown["unquantised"] = tuple(Scored(m, c.variables, stacked=True) for m, c in pairs)
+  return models_shown
 
 
 def check(local_steps: int, batch_size: int, rates: Rates = Rates()) -> None:

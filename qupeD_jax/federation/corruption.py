@@ -11,11 +11,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from qupeD_jax import rng
 from qupeD_jax.federation import tree
 from qupeD_jax.federation.aggregators import Aggregate
 from qupeD_jax.types import Array, PyTree
-
-_SPOIL = 0x5B01
 
 
 def corrupted(aggregate: Aggregate, corrupt: Array, spoil: Callable) -> Aggregate:
@@ -31,10 +30,8 @@ def corrupted(aggregate: Aggregate, corrupt: Array, spoil: Callable) -> Aggregat
   """
 
   def combine(key, uploads, cohorts, before):
-    spoil_key = jax.random.fold_in(key, _SPOIL)
-
     def sent(upload, cohort):
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(spoil_key, cohort.client)
+      keys = rng.client_keys(key, "spoil", cohort.client)
       spoiled = jax.vmap(spoil, (0, 0, None))(keys, upload, before)
       return tree.select(corrupt[cohort.client], spoiled, upload)
 
@@ -54,8 +51,7 @@ def choose(key: Array, num_clients: int, count: Array | int) -> Array:
   Returns:
     [clients] bool, by id.
   """
-  number = lambda client: jax.random.uniform(jax.random.fold_in(key, client))
-  numbers = jax.vmap(number)(jnp.arange(num_clients))
+  numbers = rng.client_uniforms(key, "corruption", jnp.arange(num_clients))
   return jnp.argsort(jnp.argsort(numbers)) < count
 
 

@@ -3,9 +3,12 @@
 McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR
 2018, accounted for by Google's dp-accounting in Renyi divergences.
 
-What is covered are the server's models of all rounds, against whoever sees them. The server sees
-every upload and is trusted. What clients report beside their updates (losses, accuracies, how many
-updates were dropped) is not private, nor is a personal model that leaves its client.
+What is covered are the server's models of all rounds, against whoever sees them but knows neither
+the key of the noise nor who takes part: a published seed hides nothing, `rng.secret` makes others,
+and no key may serve twice. The generator is JAX's, of 64-bit keys and float32 numbers: good for
+studies, not for people's data. The server sees every upload and is trusted. What clients report
+beside their updates (losses, accuracies, how many updates were dropped) is not private, nor is a
+personal model that leaves its client.
 """
 
 import dp_accounting

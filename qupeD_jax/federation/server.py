@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.federation import client
 from qupeD_jax.federation.aggregators import Aggregate
 from qupeD_jax.types import Algorithm, Array, Cohort, FedState, Info, Model, PyTree, Scored
-
-_COMBINE = 0xC03B  # sets an aggregate's random numbers apart from those of the clients
 
 
 def combine(
@@ -35,7 +32,7 @@ def combine(
   Returns:
     The server's new variables, leaves [...], and what is reported.
   """
-  after, kept = aggregate(jax.random.fold_in(key, _COMBINE), uploads, cohorts, before)
+  after, kept = aggregate(rng.stream(key, "aggregate"), uploads, cohorts, before)
   noted = tuple(i._replace(dropped=(i.size > 0) & ~k) for i, k in zip(info, kept, strict=True))
   return after, noted
 

@@ -165,7 +165,8 @@ def summarise(
   Args:
     per_client: [S, K] accuracy in [0, 1] of each seed's quantised personal models; NaN for a
       client without test examples, which is left out.
-    unquantised: [S, K], the same for the full-precision personal models, if there are any.
+    unquantised: [S, K], the same for x, before it was hardened and with batch statistics of its
+      own; None where nothing is quantised, or x cannot be scored.
     global_model: [S, K], the same for the global model, if there is one.
     bits: precision of the clients; the distinct ones where they differ.
     bytes_per_model: what a personal model weighs, mean over clients.

@@ -11,6 +11,7 @@ from qupeD_jax.federation.aggregators import Aggregate
 from qupeD_jax.study.options import Federated
 from qupeD_jax.types import Algorithm
 from qupeD_jax.wrappers.faults import with_dropout, with_stragglers
+from qupeD_jax.wrappers.sampling import num_participants
 
 AGGREGATES = {
   "mean": lambda options: aggregators.mean(),
@@ -57,7 +58,7 @@ def faulty(build: Callable) -> Callable:
 
 
 def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[str, float] | None:
-  """Returns what the noise is worth, or None where there is none.
+  """Returns what the noise is worth, or None where there is none or its seed is known.
 
   Args:
     options: of a method.
@@ -65,14 +66,14 @@ def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[
       largest share of them is the one that counts.
     rounds: in which clients send updates.
   """
-  if not rounds or options.aggregate != "clipped_mean" or _is_off(options.noise_multiplier):
+  if not rounds or not adds_noise(options) or options.noise_seed is not None:
     return None
   delta = sum(group_sizes) ** -1.1 if options.delta is None else options.delta
   bounds = [
     privacy.epsilon(
       options.noise_multiplier,
       clients=size,
-      participants=participants(options, size),
+      participants=num_participants(size, options.participation),
       rounds=rounds,
       delta=delta,
     )
@@ -81,9 +82,9 @@ def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[
   return {"epsilon": max(bounds), "delta": delta}
 
 
-def participants(options: Federated, clients: int) -> int:
-  """Counts those of a group that take part in a round."""
-  return max(1, round(options.participation * clients))
+def adds_noise(options: Federated) -> bool:
+  """Tells whether the server adds noise to what it combines."""
+  return options.aggregate == "clipped_mean" and not _is_off(options.noise_multiplier)
 
 
 def _is_off(value) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from qupeD_jax import checks
+from qupeD_jax import checks, shares
 from qupeD_jax.data import augment, cohort
 from qupeD_jax.federation import client
 from qupeD_jax.quantization import ops, quantizers
@@ -198,7 +198,8 @@ def averaging_rounds(options: Options) -> int:
   least = options.finetune_rounds + 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
   checks.require(options.rounds > least, "rounds", options.rounds, allowed)
-  return min(max(1, round(options.averaging_share * options.rounds)), options.rounds - least)
+  first = max(1, shares.rounded(options.averaging_share, options.rounds))
+  return min(first, options.rounds - least)
 
 
 def decayed(options: Options, rate: float, rounds: int | None = None) -> Callable:

@@ -91,6 +91,9 @@ class Federated:
   """L2 norm that no update exceeds in the clipped mean."""
   noise_multiplier: float = 0.0
   """Gaussian noise on the sum of the clipped updates, as a multiple of their bound."""
+  noise_seed: int | None = None
+  """Seed of runs with noise, for tests: whoever knows it can take the noise away, and no epsilon is
+  reported. By default it is secret, new at every start and kept nowhere."""
   delta: float | None = None
   """Of the (epsilon, delta) that the noise is worth; by default 1 / clients^1.1."""
   dropout: float = 0.0
@@ -233,6 +236,8 @@ def _check_faults(options: Federated) -> None:
   checks.non_negative("noise_multiplier", noise)
   fits = noise == 0 or options.aggregate == "clipped_mean"
   checks.require(fits, "noise_multiplier", noise, "0 without `aggregate` clipped_mean")
+  if options.noise_seed is not None:
+    checks.at_least("noise_seed", options.noise_seed, 0)
   if options.delta is not None:
     checks.require(0 < options.delta < 1, "delta", options.delta, "in (0, 1)")
 

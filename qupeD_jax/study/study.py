@@ -12,8 +12,7 @@ from rich.console import Console
 
 from qupeD_jax import checks, models
 from qupeD_jax.data import splits
-from qupeD_jax.engine import loop, parallel
-from qupeD_jax.federation import client
+from qupeD_jax.engine import loop
 from qupeD_jax.io import files, packing
 from qupeD_jax.quantization import ops
 from qupeD_jax.results import account, metrics, plots, tables
@@ -23,9 +22,9 @@ from qupeD_jax.study.durability import resume, stopping
 from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.federation import Federation
-from qupeD_jax.study.jobs import Job, MakeJob, job_name
+from qupeD_jax.study.jobs import Job, MakeJob, is_quantised, job_name
 from qupeD_jax.study.options import Federated, Options, check
-from qupeD_jax.types import FedState
+from qupeD_jax.wrappers.sampling import num_participants
 
 
 def run(
@@ -241,7 +240,7 @@ def run_job(
   scores = training.score_tests(job, trained)
   if sitter:
     sitter.draw(folder)
-  save_models(job, training.all_clients(job, trained), folder)
+  save_models(job, trained, folder)
   entries, accuracies = {}, {}
   seconds = trained.seconds / len(training.methods_of_runs(job))
   for i, method in enumerate(job.variants):
@@ -311,7 +310,8 @@ def round_traffic(job: Job) -> int:
   federation, options = job.federation, job.options
   bits = next(iter(job.variants.values())).bits
   cohorts = jax.tree.map(lambda leaf: leaf[0], fed.training(federation, bits, federation.groups))
-  participants = [faults.participants(options, len(group)) for group in federation.groups]
+  share = options.participation
+  participants = [num_participants(len(group), share) for group in federation.groups]
   state, most = None, 0
   for phase in job.phases:
     init = lambda state, key, phase=phase: phase.build(options, state).init(
@@ -344,37 +344,29 @@ def about_inputs(options: Options, federation: Federation) -> dict:
   }
 
 
-def save_models(job: Job, state: FedState, folder: Path) -> None:
-  """Writes the personal models of the first seed, one file per client.
+def save_models(job: Job, trained: training.Trained, folder: Path) -> None:
+  """Writes the personal models of the first seed, one file per client: those that were scored.
 
-  At full precision they are large, and written only where there is but one client.
+  Methods at full precision have large ones, written only where there is but one client.
   """
-  quantised = any(getattr(clients, "codebooks", {}) for clients in state.clients)
-  if not quantised and (job.federation.num_clients > 1 or not _is_personal(state.clients[0])):
-    return
   options, federation = job.options, job.federation
+  written = {
+    i * options.seeds: (method, variant)
+    for i, (method, variant) in enumerate(job.variants.items())
+    if federation.num_clients == 1 or is_quantised({method: variant})
+  }
   inputs = about_inputs(options, federation)
-  for i, (method, variant) in enumerate(job.variants.items()):
-    target = folder / "models" / files.name_of(method)
-    for group, name, clients in zip(
-      federation.groups, federation.names, state.clients, strict=True
-    ):
-      first_seed = parallel.fetch(jax.tree.map(lambda leaf, r=i * options.seeds: leaf[r], clients))
-      for k, client_id in enumerate(group):
-        one = jax.tree.map(lambda leaf, k=k: leaf[k], first_seed)
-        metadata = {
-          "client": int(client_id),
-          "bits": int(variant.bits[client_id]),
-          "seed": options.seed,
-          "model": name,
-          "input": inputs,
-        }
-        packed = packing.pack(one.variables, one.codebooks)
-        packing.save(target / f"client_{client_id:04d}.safetensors", packed, metadata)
-
-
-def _is_personal(clients) -> bool:
-  return isinstance(clients, client.Personal)
+  for one in training.shipped(job, trained, [*written]) if written else ():
+    method, variant = written[one.run]
+    metadata = {
+      "client": one.client,
+      "bits": int(variant.bits[one.client]),
+      "seed": options.seed,
+      "model": federation.names[one.group],
+      "input": inputs,
+    }
+    path = folder / "models" / files.name_of(method) / f"client_{one.client:04d}.safetensors"
+    packing.save(path, packing.pack(one.variables, one.codebooks), metadata)
 
 
 def summarise(job: Job, method: str, scores: dict[str, np.ndarray], seconds: float) -> dict:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.data.cohort import pad_clients
 from qupeD_jax.engine import loop, parallel, portions, store, streaming
+from qupeD_jax.study import faults
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.jobs import Job, Phase, sampled
 from qupeD_jax.study.options import Federated, Options
-from qupeD_jax.types import Algorithm, FedState
+from qupeD_jax.types import Algorithm, FedState, PyTree
 from qupeD_jax.wrappers.own_statistics import with_own_statistics
 
 
@@ -30,6 +31,16 @@ class Trained(NamedTuple):
   runs: loop.Runs
   state: FedState
   seconds: float  # spent on rounds
+
+
+class Shipped(NamedTuple):
+  """One client's personal model, as it was scored."""
+
+  run: int  # of the job's, counted from 0
+  group: int  # of the federation's
+  client: int  # its id
+  variables: PyTree
+  codebooks: dict[str, np.ndarray]  # {} at full precision
 
 
 def train(
@@ -77,9 +88,22 @@ def train(
   return Trained(functools.partial(_build, job.options, phase), runs, start, seconds)
 
 
-def all_clients(job: Job, trained: Trained) -> FedState:
-  """Returns the state with the clients' as arrays, [R, K, ...], wherever they lie."""
-  return trained.state if job.options.store == "device" else streaming.views(trained.state)
+def shipped(job: Job, trained: Trained, chosen: Sequence[int]) -> Iterator[Shipped]:
+  """Yields the personal models of some of a job's runs: those that `score_tests` scores."""
+  data, groups = job.federation.train, job.federation.groups
+  given = trained.build, trained.runs, trained.state, data
+  if job.options.store == "device":
+    mesh = parallel.make_mesh(job.options.devices)
+    for r, models in zip(chosen, loop.personal_models(*given, chosen, mesh), strict=True):
+      for i, group in enumerate(groups):
+        for k, client in enumerate(group):
+          yield Shipped(r, i, int(client), *jax.tree.map(lambda leaf, k=k: leaf[k], models[i]))
+    return
+  for group, models in streaming.personal_models(*given, job.options.participation):
+    for r, i in itertools.product(chosen, range(len(groups))):
+      for k in np.flatnonzero(group.takes_part[i][r]):
+        one = jax.tree.map(lambda leaf, r=r, k=k: leaf[r, k], models[i])
+        yield Shipped(r, i, int(groups[i][group.slots[i][r, k]]), *one)
 
 
 def _run(
@@ -133,11 +157,27 @@ def _stack(job: Job, phase: int) -> tuple[_Stack, int]:
   seeds = np.array([seed for _, seed in methods_of_runs(job)], np.uint32)
   training = _over_variants(job, lambda bits: fed.training(federation, bits, federation.groups))
   validation = _scored_rows(job, fed.validation(federation, federation.groups))
-  return _Stack(jax.vmap(jax.random.key)(seeds), training, validation, changes, seeds), copies
+  return _Stack(_keys(job), training, validation, changes, seeds), copies
+
+
+def _keys(job: Job) -> jax.Array:
+  """Returns the keys of a job's runs, [runs]: those of their seeds, or secret ones.
+
+  Where any run adds noise, what happens in the rounds of all follows from a secret: the noise, and
+  who takes part. It differs between runs and is drawn anew whenever a phase starts or goes on, so
+  that no noise is ever added twice.
+  """
+  runs, options = methods_of_runs(job), job.options
+  changed = (dataclasses.replace(options, **v.changes) for v in job.variants.values())
+  if not any(map(faults.adds_noise, changed)):
+    return jax.vmap(jax.random.key)(np.array([seed for _, seed in runs], np.uint32))
+  secret = rng.secret() if options.noise_seed is None else options.noise_seed
+  words = np.stack([rng.derived_seed(secret, *run) for run in runs])
+  return jax.random.wrap_key_data(parallel.from_first_process(words))
 
 
 def _runs(job: Job, phase: int, stack: _Stack, start: FedState | None) -> loop.Runs:
-  keys = jax.vmap(jax.random.fold_in, (0, None))(stack.keys, phase)
+  keys = jax.vmap(lambda key: rng.stream(key, "phases", phase))(stack.keys)
   own = {**stack.changes, "seed": stack.seeds}  # the options of a run name its own seed
   return loop.Runs(keys, stack.cohorts, (own, start))
 

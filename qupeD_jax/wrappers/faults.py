@@ -4,14 +4,11 @@ Which ones is drawn anew each round, for each client by itself, by a function of
 the client's id alone, so that order, padding and sharding change nothing.
 """
 
-import jax
 import jax.numpy as jnp
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.federation import tree
-from qupeD_jax.types import Algorithm, Array, Cohort, FedState
-
-_LOSE, _SLOW = 0xD209, 0x510F
+from qupeD_jax.types import Algorithm, FedState
 
 
 def with_dropout(algorithm: Algorithm, share: float) -> Algorithm:
@@ -33,7 +30,7 @@ def with_dropout(algorithm: Algorithm, share: float) -> Algorithm:
   checks.fraction("share", share, closed=False)
 
   def round_fn(key, state, data, cohorts):
-    lost = tuple(_drawn(jax.random.fold_in(key, _LOSE), cohort) < share for cohort in cohorts)
+    lost = tuple(rng.client_uniforms(key, "dropout", c.client) < share for c in cohorts)
     left = tuple(
       cohort._replace(size=jnp.where(gone, 0, cohort.size))
       for cohort, gone in zip(cohorts, lost, strict=True)
@@ -63,19 +60,12 @@ def with_stragglers(algorithm: Algorithm, share: float, local_steps: int) -> Alg
   checks.at_least("local_steps", local_steps, 2)
 
   def round_fn(key, state, data, cohorts):
-    slow_key, steps_key = jax.random.split(jax.random.fold_in(key, _SLOW))
-
     def slowed(cohort):
-      fewer = 1 + (_drawn(steps_key, cohort) * (local_steps - 1)).astype(jnp.int32)
-      return cohort._replace(
-        steps=jnp.where(_drawn(slow_key, cohort) < share, fewer, jnp.int32(local_steps))
-      )
+      is_slow = rng.client_uniforms(key, "stragglers", cohort.client) < share
+      steps = rng.client_uniforms(key, "steps", cohort.client) * (local_steps - 1)
+      fewer = 1 + steps.astype(jnp.int32)
+      return cohort._replace(steps=jnp.where(is_slow, fewer, jnp.int32(local_steps)))
 
     return algorithm.round(key, state, data, tuple(map(slowed, cohorts)))
 
   return Algorithm(algorithm.init, round_fn, algorithm.personalize)
-
-
-def _drawn(key: Array, cohort: Cohort) -> Array:
-  """Draws a number in [0, 1) for each client, [K]."""
-  return jax.vmap(lambda client: jax.random.uniform(jax.random.fold_in(key, client)))(cohort.client)

@@ -10,11 +10,9 @@ import functools
 
 import jax
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng
 from qupeD_jax.federation import client
 from qupeD_jax.types import Algorithm, Scored
-
-_DRAW = 0x51B0
 
 
 def with_own_statistics(
@@ -53,20 +51,19 @@ def with_own_statistics(
   def own(scored, key, data, cohort):
     if scored.stacked or not jax.tree.leaves(scored.variables["stats"]):
       return scored
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, cohort.client)
+    keys = rng.client_keys(key, "statistics", cohort.client)
     renew_one = functools.partial(renew, scored.model, scored.variables, data)
     variables = jax.vmap(renew_one)(keys, cohort.index, cohort.size)
     return Scored(scored.model, variables, stacked=True)
 
   def personalize(key, state, data, cohorts):
     shown = algorithm.personalize(key, state, data, cohorts)
-    draw_key = jax.random.fold_in(key, _DRAW)
     # What is shown under two names, as FedAvg's model is, is renewed once.
     renewed = {}
     for models in shown.values():
       for slot, (scored, cohort) in enumerate(zip(models, cohorts, strict=True)):
         if (slot, id(scored)) not in renewed:
-          renewed[slot, id(scored)] = own(scored, draw_key, data, cohort)
+          renewed[slot, id(scored)] = own(scored, key, data, cohort)
     return {
       name: tuple(renewed[slot, id(scored)] for slot, scored in enumerate(models))
       for name, models in shown.items()

@@ -28,17 +28,18 @@ def with_post_training_quantisation(algorithm: Algorithm, quantizer: Quantizer) 
 
   def quantise(variables, bits):
     params = variables["params"]
-    return {**variables, "params": ops.harden(params, quantizer.init(params, bits))}
+    codebooks = quantizer.init(params, bits)
+    return {**variables, "params": ops.harden(params, codebooks)}, codebooks
 
   def personalize(key, state, data, cohorts):
     shown = algorithm.personalize(key, state, data, cohorts)
     trained = shown["personal"]
     own = all(scored.stacked for scored in trained)
     checks.require(own, "algorithm", "with one model for all", "one with a model per client")
-    shipped = tuple(
-      Scored(scored.model, jax.vmap(quantise)(scored.variables, cohort.bits), stacked=True)
-      for scored, cohort in zip(trained, cohorts, strict=True)
-    )
-    return {**shown, "personal": shipped, "unquantised": trained}
+    shipped = []
+    for scored, cohort in zip(trained, cohorts, strict=True):
+      variables, codebooks = jax.vmap(quantise)(scored.variables, cohort.bits)
+      shipped.append(Scored(scored.model, variables, stacked=True, codebooks=codebooks))
+    return {**shown, "personal": tuple(shipped), "unquantised": trained}
 
   return algorithm._replace(personalize=personalize)

@@ -1,23 +1,20 @@
 """Partial participation around any algorithm: a random share of the clients trains each round."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax import checks
+from qupeD_jax import checks, rng, shares
 from qupeD_jax.federation import exchange, tree
 from qupeD_jax.types import Algorithm, Array, Cohort, FedState
-
-_DRAW = 0x5A3D
 
 
 def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
   """Lets a share of every cohort take part in a round; the others keep their state to the bit.
 
-  The clients that take part are the round(fraction * K) of K with the smallest random numbers, each
-  a function of the round and the client's id alone, so that order and padding change nothing. Only
-  they are computed; where devices share the clients, each computes as many as may be its own.
+  Those that take part are `num_participants` of each cohort, the ones with the smallest random
+  numbers, each a function of the round and the client's id alone, so that order and padding change
+  nothing. Only they are computed; where devices share the clients, each computes as many as may be
+  its own.
 
   Args:
     algorithm: any.
@@ -61,13 +58,15 @@ def participants(
     cohorts: of whom size and client are looked at.
     fraction: as there.
   """
-  draw_key = jax.random.fold_in(key, _DRAW)
-  return tuple(draw_slots(draw_key, cohort, fraction) for cohort in cohorts)
+  return tuple(draw_slots(key, cohort, fraction) for cohort in cohorts)
 
 
-def most(num_slots: int, fraction: float) -> int:
-  """Returns how many slots of so many are drawn at most."""
-  return max(1, math.ceil(fraction * num_slots))
+def num_participants(num_clients: int, fraction: float) -> int:
+  """Counts the clients of a cohort that take part in a round: the nearest number, at least one.
+
+  What is drawn, what is accounted for and what travels follow from this one number.
+  """
+  return max(1, shares.rounded(fraction, num_clients))
 
 
 def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Array]:
@@ -81,11 +80,13 @@ def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Arra
   Returns:
     Slots [k] int32, and [k] bool: False for those beyond the share of the true clients.
   """
-  number = lambda client: jax.random.uniform(jax.random.fold_in(key, client))
-  own = jnp.where(cohort.size > 0, jax.vmap(number)(cohort.client), jnp.inf)
+  number = rng.client_uniforms(key, "sampling", cohort.client)
+  own = jnp.where(cohort.size > 0, number, jnp.inf)
   every, first = exchange.gather(own), exchange.rank() * len(own)
-  share = jnp.maximum(1, jnp.round(fraction * jnp.sum(jnp.isfinite(every))))
-  chosen = jax.lax.top_k(-every, most(len(every), fraction))[1]
-  takes_part = jnp.zeros(len(every), bool).at[chosen].set(jnp.arange(len(chosen)) < share)
+  # Padding is known on the device alone, where no share is computed.
+  counts = [num_participants(clients, fraction) for clients in range(len(every) + 1)]
+  count = jnp.array(counts)[jnp.sum(jnp.isfinite(every))]
+  chosen = jax.lax.top_k(-every, counts[-1])[1]
+  takes_part = jnp.zeros(len(every), bool).at[chosen].set(jnp.arange(len(chosen)) < count)
   slots = jax.lax.top_k(-own, min(len(own), len(chosen)))[1]
   return slots, takes_part[first + slots] & (cohort.size[slots] > 0)

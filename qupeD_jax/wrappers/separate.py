@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from qupeD_jax import rng
 from qupeD_jax.types import Algorithm, FedState
 
 
@@ -10,6 +11,9 @@ def separate(algorithms: tuple[Algorithm, ...]) -> Algorithm:
 
   Args:
     algorithms: one per cohort, each built for that cohort alone.
+
+  Those of one architecture start from the same weights; what is drawn after that follows from each
+  one's place among them.
 
   Returns:
     An Algorithm whose server state is the tuple of theirs; scored is what all of them show.
@@ -23,14 +27,20 @@ def separate(algorithms: tuple[Algorithm, ...]) -> Algorithm:
 
   def round_fn(key, state, data, cohorts):
     parts = zip(algorithms, part(state), cohorts, strict=True)
-    results = [algorithm.round(key, s, data, (cohort,)) for algorithm, s, cohort in parts]
+    results = [
+      algorithm.round(rng.stream(key, "federations", i), s, data, (cohort,))
+      for i, (algorithm, s, cohort) in enumerate(parts)
+    ]
     servers = tuple(after.server for after, _ in results)
     clients = tuple(after.clients[0] for after, _ in results)
     return FedState(servers, clients, state.round + 1), tuple(info for _, (info,) in results)
 
   def personalize(key, state, data, cohorts):
     parts = zip(algorithms, part(state), cohorts, strict=True)
-    shown = [algorithm.personalize(key, s, data, (cohort,)) for algorithm, s, cohort in parts]
+    shown = [
+      algorithm.personalize(rng.stream(key, "federations", i), s, data, (cohort,))
+      for i, (algorithm, s, cohort) in enumerate(parts)
+    ]
     return {name: tuple(models[name][0] for models in shown) for name in shown[0]}
 
   return Algorithm(init, round_fn, personalize)

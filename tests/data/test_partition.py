@@ -1,6 +1,8 @@
 """Whatever the labels, clients and seed: no row twice, nobody empty, the classes as asked for."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -356,7 +358,7 @@ def test_train_and_validation_divide_each_client(y, num_clients, validation, see
     assert not set(train) & set(held_out)
     assert set(train) | set(held_out) == owned(owner, client)
     count = len(train) + len(held_out)
-    assert len(held_out) == min(max(round(validation * count), 1), count - 1)
+    assert len(held_out) == min(max(round(Fraction(str(validation)) * count), 1), count - 1)
   assert found.train.rows.dtype == found.validation.rows.dtype == np.int32
 
 
@@ -512,7 +514,12 @@ def test_thinning_keeps_a_share_of_every_class_of_every_client(share):
   for client in range(6):
     for label in range(5):
       had, has = (np.sum((o == client) & (labels == label)) for o in (owner, thinned))
-      assert has == np.ceil(share * had)
+      assert has == math.ceil(Fraction(str(share)) * int(had))
+
+
+def test_seven_percent_of_100_rows_are_7():
+  rows = np.zeros(100, np.int32)
+  assert np.sum(partition.thin(rows, rows, 0.07, seed=0) == 0) == 7
 
 
 def test_thinning_follows_its_seed():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax import models
+from qupeD_jax import models, rng
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     return algorithm._replace(round=one_round)
 
   key_word = lambda key: jax.random.key_data(key)[0]
-  round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 1), 1)
+  round_key = rng.stream(jax.random.key(1), "rounds", 1)
   chunks = []
   with pytest.raises(loop.NonFinite) as caught:
     loop.run(explode, runs(), DATA, rounds=4, every=1, callback=chunks.append)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from qupeD_jax import rng
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
@@ -53,9 +54,8 @@ def drawn(runs, fraction, rounds):
   took_part = np.zeros(client.shape, bool)
   count = round(fraction * client.shape[1])
   for run_, round_ in itertools.product(range(len(client)), range(rounds)):
-    key = jax.random.fold_in(jax.random.fold_in(runs.key[run_], 1), round_)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0x5A3D), client[run_])
-    numbers = jax.vmap(jax.random.uniform)(keys)
+    key = rng.stream(runs.key[run_], "rounds", round_)
+    numbers = rng.client_uniforms(key, "sampling", client[run_])
     took_part[run_, np.argsort(numbers)[:count]] = True
   return took_part
 

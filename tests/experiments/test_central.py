@@ -16,7 +16,7 @@ from qupeD_jax.io import import_torch
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.results import metrics
 from qupeD_jax.study import federation as fed
-from qupeD_jax.study import folders, study
+from qupeD_jax.study import folders, study, training
 
 SMALL = {
   "dataset": "digits", "models": ("mlp2",), "dtype": "float32", "bits": (2,), "rounds": 3,
@@ -155,7 +155,7 @@ def test_a_network_of_another_run_is_the_start(tmp_path):
   job = job_of("full precision")
   state, _ = trained(job)
   (before,) = state.clients
-  study.save_models(job, seeds_of(state), tmp_path)
+  save_models(job, seeds_of(state), tmp_path)
   (path,) = tmp_path.rglob("*.safetensors")
   shapes = federation().num_classes, federation().train.x.shape[1:]
   written = import_torch.read_variables(str(path), "mlp2", *shapes)
@@ -165,6 +165,13 @@ def test_a_network_of_another_run_is_the_start(tmp_path):
     (personal,) = algorithm.init(KEY, federation().train, cohorts_of(started)).clients
     chex.assert_trees_all_equal(personal.variables, jax.tree.map(lambda x: x[None], written))
     chex.assert_trees_all_equal(personal.variables, before.variables)
+
+
+def save_models(job, state, folder):
+  stack, _ = training._stack(job, 0)
+  build = functools.partial(training._build, job.options, job.phases[0])
+  runs = training._runs(job, 0, stack, None)
+  study.save_models(job, training.Trained(build, runs, state, 0.0), folder)
 
 
 def seeds_of(state):

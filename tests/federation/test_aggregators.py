@@ -215,7 +215,9 @@ def test_a_wide_bound_and_no_trimming_are_the_mean():
     chex.assert_trees_all_close(found, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize(("share", "number", "cut"), [(0.1, 50, 5), (0.3, 10, 3), (0.42, 150, 63)])
+@pytest.mark.parametrize(
+  ("share", "number", "cut"), [(0.1, 50, 5), (0.3, 10, 3), (0.42, 150, 63), (0.49999, 2, 0)]
+)
 def test_a_share_of_the_clients_is_counted_as_one_would(share, number, cut):
   sent = ({"scale": np.arange(number, dtype=np.float32) ** 2},)
   (cohort,) = groups(((1,) * number,))
