@@ -79,7 +79,7 @@ def reads_or_refuses(read: Callable, where) -> bool:
     line = str(error)
     assert line.startswith(str(where))
     assert len(line.encode().splitlines()) == 1
-    assert len(line) < 300 + len(str(where))
+    assert len(line) < 600
     return False
   return True
 

@@ -59,7 +59,7 @@ def run(name: str, options: Tuning) -> Path:
   folder, say = study.folder_of(name, options), study.sayer(console)
   config = study.config_of(name, options)
   with folders.held(folder), stopping.listening() as asked:
-    if folders.begin(folder, config, keys, _read, fresh=options.fresh, say=say):
+    if folders.begin(folder, config, keys, read_scores, fresh=options.fresh, say=say):
       _search(jobs, options, folder, console, folders.saves(options, asked, say))
       folders.end(folder)
       console.print(f"results in {folder}")
@@ -69,7 +69,7 @@ def run(name: str, options: Tuning) -> Path:
 def _search(
   jobs: dict[str, Job], options: Tuning, folder: Path, console: Console, saves: resume.Saves
 ) -> None:
-  best, tried, chosen, scores = {}, {}, set(), _read(folder)
+  best, tried, chosen, scores = {}, {}, set(), read_scores(folder)
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
       scores = _try(job, folder, bar, saves, scores)
@@ -133,7 +133,7 @@ def _last(job: Job, rows: list[dict]) -> Scores:
   return {key: [row["accuracy"] for row in at_end if row["method"] == key] for key in job.variants}
 
 
-def _read(folder: Path) -> Scores:
+def read_scores(folder: Path) -> Scores:
   path = folder / FILE
   scores = files.read(path).get("scores") if path.exists() else {}
   good = isinstance(scores, dict) and all(map(_are_scores, scores.values()))

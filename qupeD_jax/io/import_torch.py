@@ -4,9 +4,11 @@
 
 FILE.safetensors holds a state dict, as `safetensors.torch.save_file(network.state_dict(), FILE)`
 writes it, of a residual network in the usual CIFAR implementation: conv1, bn1, layer1 to layer3 and
-linear. What --out writes is the file of a shipped model (packing.py) in which nothing is quantised.
+linear, or fc; what wrappers put before these names is taken off. What --out writes is the file of a
+shipped model (packing.py) in which nothing is quantised.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -42,6 +44,8 @@ _TENSORS = {
   "mean": "running_mean",
   "var": "running_var",
 }
+_VARIANCES = ("running_var", "/var")
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning and others
 _IGNORED = "num_batches_tracked"  # for a momentum that changes; ours does not
 # By rank: kernels OIHW and HWIO, dense ones [out, in] and [in, out], vectors.
 _TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
@@ -67,13 +71,13 @@ def load(
 
   Raises:
     BadInput: the network is unknown, the file cannot be read, or one of its tensors is missing,
-      extra, of another shape, or not of finite floats.
+      extra, of another shape, or not of floats that float32 can hold, variances of at least 0.
   """
   require(name in NAMES, "model", name, ", ".join(NAMES))
   shapes = _shapes(name, num_classes, image_shape)
   theirs = {torch_name(ours): ours for ours in shapes}
-  tensors, _ = tensor_file.read(path)
-  tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(_IGNORED)}
+  tensors, _ = _read(path)
+  tensors = _unwrapped(path, {k: x for k, x in tensors.items() if not k.endswith(_IGNORED)})
   _require_fit(path, tensors, name, {key: _to_torch(shapes[ours]) for key, ours in theirs.items()})
   return unflatten_dict({theirs[key]: _to_ours(x) for key, x in tensors.items()}, sep="/")
 
@@ -98,7 +102,7 @@ def read_variables(
   Raises:
     BadInput: as `load`.
   """
-  _, header = tensor_file.read(path)
+  _, header = _read(path)
   if header.get("format") != packing.FORMAT:
     return load(path, name, num_classes, image_shape)
   packed, _ = packing.load(path)
@@ -120,6 +124,44 @@ def torch_name(path: str) -> str:
   fits = ((re.fullmatch(pattern, module), theirs) for pattern, theirs in _MODULES.items())
   theirs = next(fit.expand(theirs) for fit, theirs in fits if fit)
   return f"{theirs}.{_TENSORS[tensor]}"
+
+
+def _read(path: str | os.PathLike) -> tuple[tensor_file.Tensors, tensor_file.Header]:
+  """Reads a safetensors file; of a pickle says how it becomes one."""
+  try:
+    return tensor_file.read(path)
+  except BadInput as error:
+    if not _is_pickled(path):
+      raise
+    raise BadInput(
+      f"{path}: a pickle, which may run programs and is not read; where PyTorch is, "
+      "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), OTHER_FILE)` converts it"
+    ) from error
+
+
+def _is_pickled(path: str | os.PathLike) -> bool:
+  """Tells whether a file begins as torch.save writes it, as a zip file or, once, a plain pickle."""
+  with contextlib.suppress(OSError), open(path, "rb") as file:
+    return file.read(4).startswith((b"PK\3\4", b"\x80\2"))
+  return False
+
+
+def _unwrapped(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> tensor_file.Tensors:
+  """Takes off what wrappers put before a network's names, and calls its last layer linear.
+
+  Raises:
+    BadInput: two tensors would have one name.
+  """
+  found = {}
+  for key, tensor in tensors.items():
+    name = key
+    while name.startswith(_WRAPPERS):
+      name = name.partition(".")[2]
+    name = re.sub(r"^fc\.", "linear.", name)
+    if name in found:
+      raise BadInput(f"{path}: {key} is one of several tensors that could be {name}")
+    found[name] = tensor
+  return found
 
 
 def _shapes(
@@ -155,8 +197,12 @@ def _require_fit(
     require(tensor.shape == shapes[key], f"{path}: shape of {key}", tensor.shape, str(shapes[key]))
     floating = jnp.issubdtype(tensor.dtype, jnp.floating)
     require(floating, f"{path}: type of {key}", tensor.dtype, "a floating-point type")
-    if not np.isfinite(tensor).all():
-      raise BadInput(f"{path}: {key} has entries that are not finite")
+    with np.errstate(over="ignore"):
+      narrowed = np.asarray(tensor, np.float32)
+    if not np.isfinite(narrowed).all():
+      raise BadInput(f"{path}: {key} has entries that are not finite in float32")
+    if key.endswith(_VARIANCES) and not (narrowed >= 0).all():
+      raise BadInput(f"{path}: {key} has entries below 0, which no variance is")
 
 
 # --- the command line

@@ -5,17 +5,17 @@ entry after entry without gaps. Eight entries fill exactly `bits` bytes.
 """
 
 import json
-import operator
+import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qupeD_jax.checks import BadInput, require
-from qupeD_jax.io import tensor_file
+from qupeD_jax.io import files, tensor_file
 from qupeD_jax.quantization import codebook
 from qupeD_jax.types import PyTree
 
@@ -101,7 +101,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
   Args:
     path: the file; its folder is made, an older file of that name is replaced.
     packed: the model.
-    metadata: what to remember of it (client id, model name, ...): JSON values, arrays welcome.
+    metadata: what to remember of it (client id, model name, ...); see `files.plain`.
 
   Raises:
     BadInput: the file cannot be written.
@@ -113,7 +113,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
   header = {
     "format": FORMAT,
     "quantised": json.dumps(layout),
-    "metadata": json.dumps(metadata, default=operator.methodcaller("tolist")),
+    "metadata": files.dump(metadata),
   }
   tensor_file.save(Path(path), _named_tensors(packed), header)
 
@@ -134,14 +134,48 @@ def load(path: str | os.PathLike) -> tuple[Packed, dict]:
   if header.get("format") != FORMAT:
     raise BadInput(f"{path}: not a model that qupeD_jax packed")
   tensor_file.verify(path, tensors, header)
-  layout = json.loads(header["quantised"])
+  layout = files.parse(header.get("quantised", "").encode(), f"{path}: its layout")
+  metadata = files.parse(header.get("metadata", "").encode(), f"{path}: its metadata")
+  for name, entry in layout.items():
+    fits = _fits(entry, tensors.get(f"{name}.codes"), tensors.get(f"{name}.centers"))
+    _require_sound(fits, path, name)
   packed = Packed(
     codes={name: tensors.pop(f"{name}.codes") for name in layout},
     centers={name: tensors.pop(f"{name}.centers") for name in layout},
     shapes={name: tuple(entry["shape"]) for name, entry in layout.items()},
     kept=tensors,
   )
-  return packed, json.loads(header["metadata"])
+  _require_tree(path, packed)
+  return packed, metadata
+
+
+def _fits(entry: Any, codes: np.ndarray | None, centers: np.ndarray | None) -> bool:
+  """Tells whether a quantised tensor's layout, codes and centers go together."""
+  shape, bits = (entry.get("shape"), entry.get("bits")) if isinstance(entry, dict) else (None, None)
+  sized = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
+  if not sized or bits not in range(1, 9) or codes is None or centers is None:
+    return False
+  size = -(-math.prod(shape) * bits // 8)
+  good_codes = codes.dtype == np.uint8 and codes.shape == (size,)
+  good_centers = centers.dtype == np.float32 and centers.shape == (2**bits,)
+  return good_codes and good_centers and bool(np.isfinite(centers).all())
+
+
+def _require_tree(path: str | os.PathLike, packed: Packed) -> None:
+  """Requires the paths of a file's tensors to make a tree, and those kept to be float32."""
+  for name, tensor in packed.kept.items():
+    under = name.startswith(("params/", "stats/"))
+    _require_sound(under and tensor.dtype == np.float32, path, name)
+  paths = {*packed.kept, *(f"params/{name}" for name in packed.shapes)}
+  for name in paths:
+    keys = name.split("/")
+    above = {"/".join(keys[:i]) for i in range(1, len(keys))}
+    _require_sound(all(keys) and not above & paths, path, name)
+
+
+def _require_sound(holds: bool, path: str | os.PathLike, name: str) -> None:
+  if not holds:
+    raise BadInput(f"{path}: damaged ({' '.join(name.split())[:60]} is not as it is packed)")
 
 
 def _used_centers(path: str, centers: np.ndarray) -> np.ndarray:

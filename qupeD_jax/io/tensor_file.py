@@ -56,16 +56,24 @@ def read(path: str | os.PathLike) -> tuple[Tensors, Header]:
     Its tensors and its metadata.
 
   Raises:
-    BadInput: the file is missing, damaged, or of another format.
+    BadInput: the file is missing, damaged, or of another format, or numpy lacks a tensor's type.
   """
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       names = file.keys()
-      return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+      return {name: _tensor(file, name, path) for name in names}, file.metadata() or {}
   except OSError as error:
     raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
   except safetensors.SafetensorError as error:
     raise BadInput(f"{path}: damaged, or not a safetensors file") from error
+
+
+def _tensor(file, name: str, path: str | os.PathLike) -> np.ndarray:
+  try:
+    return file.get_tensor(name)
+  except (AttributeError, TypeError) as error:
+    kind = file.get_slice(name).get_dtype()
+    raise BadInput(f"{path}: {name} is of type {kind}, which is not read; make it F32") from error
 
 
 def _in_order(written: bytes) -> bytes:

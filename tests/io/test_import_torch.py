@@ -1,5 +1,6 @@
 """PyTorch state dicts become variables of ours, or a line that says which tensor does not fit."""
 
+import json
 import pathlib
 import re
 
@@ -87,6 +88,35 @@ def test_layouts_by_hand(saved):
   np.testing.assert_array_equal(stats["stem_norm"]["var"], theirs["bn1.running_var"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(saved, tmp_path, prefix):
+  path = tmp_path / "wrapped.safetensors"
+  named = {f"{prefix}{name.replace('linear', 'fc')}": x for name, x in state_dict().items()}
+  safetensors.numpy.save_file(named, path)
+  chex.assert_trees_all_equal(
+    import_torch.load(path, "resnet8"), import_torch.load(saved(), "resnet8")
+  )
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4 and more", b"\x80\2ctorch"])
+def test_a_pickle_is_not_opened_and_told_from_damage(tmp_path, content):
+  path = tmp_path / "network.pth"
+  path.write_bytes(content)
+  for read in (import_torch.load, import_torch.read_variables):
+    message = refusal(read, path, "resnet8")
+    assert message.startswith(f"{path}: a pickle, which may run programs")
+    assert "torch.load(FILE, weights_only=True)" in message
+
+
+def test_types_that_numpy_lacks_are_named(tmp_path):
+  path = tmp_path / "small.safetensors"
+  about = {"conv1.weight": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+  header = json.dumps(about).encode()
+  path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x38" * 2)
+  problem = "conv1.weight is of type F8_E4M3, which is not read; make it F32"
+  assert refusal(import_torch.load, path, "resnet8") == f"{path}: {problem}"
+
+
 def test_half_precision_is_widened(saved):
   halved = {"linear.bias": np.arange(10, dtype=np.float16)}
   bias = import_torch.load(saved(halved), "resnet8")["params"]["head"]["bias"]
@@ -110,7 +140,17 @@ VECTOR = np.ones(16, np.float32)
       {"bn1.weight": VECTOR.astype(np.int32)},
       "type of bn1.weight int32: allowed is a floating-point type",
     ),
-    ({"bn1.bias": VECTOR * np.nan}, "bn1.bias has entries that are not finite"),
+    ({"bn1.bias": VECTOR * np.nan}, "bn1.bias has entries that are not finite in float32"),
+    (
+      {"bn1.bias": VECTOR.astype(np.float64) * 1e300},
+      "bn1.bias has entries that are not finite in float32",
+    ),
+    ({"bn1.running_var": -VECTOR}, "bn1.running_var has entries below 0, which no variance is"),
+    (
+      {"module.bn1.bias": VECTOR},
+      "module.bn1.bias is one of several tensors that could be bn1.bias",
+    ),
+    ({"fc.bias": VECTOR}, "linear.bias is one of several tensors that could be linear.bias"),
   ],
   ids=lambda value: value if isinstance(value, str) else "",
 )

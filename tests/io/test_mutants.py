@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from qupeD_jax.io import files
+from experiments.recipes import tuned, tuning
+from qupeD_jax.data import sources
+from qupeD_jax.io import files, packing, tensor_file
 from qupeD_jax.results import metrics, page, plots, statistics
 from qupeD_jax.results.plots import over_rounds
 from qupeD_jax.study import parts
@@ -40,6 +44,19 @@ def folder(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """A packed model."""
+  variables = {
+    "params": {"stem": {"kernel": np.ones((2, 3))}, "dense": {"kernel": np.ones((3, 2))}},
+    "stats": {"norm": {"var": np.ones(2)}},
+  }
+  path = tmp_path_factory.mktemp("models") / "client.safetensors"
+  packed = packing.pack(variables, {"dense/kernel": np.float32([-1, 1])})
+  packing.save(path, packed, {"client": 3, "model": "mlp"})
+  return path
+
+
 def drawn_cheaply(monkeypatch):
   """Leaves of the pictures what is computed for them."""
   monkeypatch.setattr(plots, "svg", lambda figure: str(figure))
@@ -71,6 +88,8 @@ MUTANTS = {
 def test_a_results_folder_is_shown_or_refused(folder, name, monkeypatch):
   drawn_cheaply(monkeypatch)
   path, seen = folder / name, set()
+  # Methods that were paired and do not fit are named themselves, not the file.
+  where = "" if name == metrics.ACCURACIES else folder
   whole = path.read_bytes()
 
   @mutants
@@ -78,10 +97,106 @@ def test_a_results_folder_is_shown_or_refused(folder, name, monkeypatch):
   def check(content):
     path.write_bytes(content)
     use = lambda: (page.html_page(page.read_results(folder)), parts.differences(folder, OPTIONS))
-    seen.add(mutate.reads_or_refuses(use, folder))
+    seen.add(mutate.reads_or_refuses(use, where))
 
   try:
     check()
   finally:
     path.write_bytes(whole)
   assert seen == {True, False}
+
+
+@pytest.mark.parametrize("name", ["tuning.json", "tuned.toml"])
+def test_a_file_of_a_search_is_read_or_refused(tmp_path, name):
+  scores = {"scores": {"local #0": [0.5, 0.25], "local #1": None}}
+  toml = b'[digits_mlp."QuPeD 2 bit"]\nlambda_p = 0.25\nmu = 1\n\n[cifar10_cnn1.local]\n'
+  drawn = mutate.of_json(scores) if name == "tuning.json" else mutate.of_bytes(toml)
+  path, seen = tmp_path / name, set()
+
+  def use():
+    if name == "tuned.toml":
+      return [tuned.of(tuned.read(path), "digits_mlp", "QuPeD 2 bit")]
+    return [np.mean(scores or -1.0) for scores in tuning.read_scores(tmp_path).values()]
+
+  @mutants
+  @given(drawn)
+  def check(content):
+    path.write_bytes(content)
+    seen.add(mutate.reads_or_refuses(use, ""))
+
+  check()
+  assert seen == {True, False}
+
+
+def test_a_shard_of_leaf_is_read_or_refused(tmp_path):
+  pixels = b"[" + b", ".join([b"0.5"] * 784) + b"]"
+  few = [0.5, 0.5, 0.5]  # stand for all of them, so that all else is mutated as often
+  shard = {"users": ["a", "b"], "user_data": {"a": {"x": [few], "y": [1]}}}
+  shard["user_data"]["b"] = {"x": [few, few], "y": [61, 0]}
+  path, seen = tmp_path / "train" / "all_data_0.json", set()
+
+  def write(path, content):
+    path.write_bytes(content.replace(json.dumps(few).encode(), pixels))
+
+  for part in ("train", "test"):
+    (tmp_path / part).mkdir()
+    write(tmp_path / part / "all_data_0.json", json.dumps(shard).encode())
+
+  @mutants
+  @given(mutate.of_json(shard))
+  def check(content):
+    write(path, content)
+    seen.add(mutate.reads_or_refuses(lambda: sources.load("femnist", tmp_path), path))
+
+  check()
+  assert seen == {True, False}
+
+
+@st.composite
+def repacked(draw, content):
+  """Draws a mutant of a packed model in which the checksum is right again."""
+  tensors, header = content
+  header = {k: v for k, v in header.items() if k != "crc32"}
+  what = draw(st.sampled_from(("layout", "metadata", "tensors", "names")))
+  if what == "tensors":
+    name = draw(st.sampled_from(sorted(tensors)))
+    other = [np.zeros(0), np.ones(5, np.int8), np.full(2, np.nan, np.float32), np.uint8([[1]])]
+    tensors = tensors | {name: draw(st.sampled_from(other))}
+  elif what == "names":
+    name = draw(st.sampled_from(sorted(tensors)))
+    new = draw(
+      st.sampled_from(["", "params", "params/stem", "stats//x", "x\ny", "stats/norm/var/a"])
+    )
+    tensors = {k: x for k, x in tensors.items() if k != name or draw(st.booleans())}
+    tensors = tensors | {new: np.ones(2, np.float32)}
+  else:
+    key = {"layout": "quantised", "metadata": "metadata"}[what]
+    text = draw(mutate.of_json(json.loads(header[key]))).decode("utf-8", "replace")
+    header = header | {key: text}
+  return tensors, header
+
+
+def test_a_packed_model_is_read_or_refused(model, tmp_path):
+  content, path, seen = tensor_file.read(model), tmp_path / "mutant.safetensors", set()
+
+  @mutants
+  @given(repacked(content))
+  def check(mutant):
+    tensor_file.save(path, *mutant)
+    use = lambda: packing.unpack(packing.load(path)[0])
+    seen.add(mutate.reads_or_refuses(use, path))
+
+  check()
+  assert seen == {True, False}
+
+
+def test_any_bytes_for_a_packed_model_are_read_or_refused(model, tmp_path):
+  path = tmp_path / "mutant.safetensors"
+
+  @mutants
+  @given(mutate.of_bytes(model.read_bytes()))
+  def check(content):
+    path.write_bytes(content)
+    mutate.reads_or_refuses(lambda: packing.unpack(packing.load(path)[0]), path)
+
+  check()
