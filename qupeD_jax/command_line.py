@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -155,7 +156,7 @@ def _blame(kind, arguments: Sequence[str], prog: str) -> str:
   """Finds the option whose value cannot be read, and says what is allowed."""
   types = {flag(name): hint for name, hint in _types(kind).items()}
   starts = [i for i, argument in enumerate(arguments) if argument.startswith("--")]
-  for start, stop in zip(starts, [*starts[1:], None], strict=True):
+  for start, stop in itertools.pairwise([*starts, None]):
     typed, *values = (*arguments[start].split("=", 1), *arguments[start + 1 : stop])
     option = flag(typed)
     if option in types and not _readable(kind, option, arguments[start:stop]):

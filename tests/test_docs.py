@@ -110,7 +110,8 @@ def test_programs_are_in_the_style_of_the_house(tmp_path):
 
 
 def test_every_kind_of_extension_has_a_program():
-  kinds = ("an-experiment", "a-model", "a-partition", "a-quantiser", "an-algorithm", "a-sweep")
+  kinds = ("an-experiment", "a-model", "data-of-your-own", "a-partition", "a-quantiser")
+  kinds += ("an-algorithm", "a-sweep")
   assert [e.name for e in examples(EXTENDING)] == [f"extending-{kind}" for kind in kinds]
 
 
