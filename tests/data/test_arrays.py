@@ -8,7 +8,7 @@ import pytest
 
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import arrays, sources
-from qupeD_jax.study import federation
+from qupeD_jax.study import federation, study
 from qupeD_jax.study.options import Options
 from qupeD_jax.types import Dataset
 from tests import mutate
@@ -139,3 +139,12 @@ def test_networks_see_each_feature_normalised(tmp_path):
   variables = found.models[0].init(jax.random.key(0))
   logits, _ = found.models[0].apply(variables, found.train.x, False)
   assert logits.shape == (40, 2)
+
+
+def test_writers_without_test_rows_are_left_out_and_counted(tmp_path):
+  owners = {"client_train": np.repeat([4, 7], 20), "client_test": np.full(10, 7)}
+  options = Options(dataset=str(saved(tmp_path / "rows.npz", **owners)), partition="natural")
+  options = dataclasses.replace(options, clients=1, seeds=1, batch_size=4, min_test_rows=5)
+  found = federation.load(options)
+  np.testing.assert_array_equal(np.sort(found.splits[0].test.rows), np.arange(10))
+  assert "1 of 2 writers left out, with fewer than 5 test rows" in study.describe(options, found)
