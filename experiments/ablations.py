@@ -45,7 +45,7 @@ from experiments.recipes.comparison import Tuned, with_tuned
 from qupeD_jax import checks
 from qupeD_jax.study import methods, study
 from qupeD_jax.study.jobs import changed, with_values
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, settled, withheld
 
 QUPED = partial(methods.quped_quantised, bits=(2,))
 LOCAL = partial(methods.local_quantised, bits=(2,))
@@ -53,14 +53,14 @@ SHARES = (0.1, 0.3, 1.0)  # of a client's training rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Tuned):
+class Options(withheld(Tuned, "inner_steps", "averaging_share")):
   """QuPeD at 2 bits, one thing changed at a time."""
 
   topics: tuple[str, ...] = ()
   """What to change: lambda_p, temperature, local_steps, centers, participation, data; or all."""
 
 
-DEFAULTS = Options(**PAPER_CIFAR10)
+DEFAULTS = replaced(Options(), **PAPER_CIFAR10)
 
 
 # --- topics: options -> the jobs of one study
@@ -86,8 +86,8 @@ def local_steps(options: Options) -> list:
   """Steps between two rounds, as many steps in all."""
 
   def values(steps):
-    share = options.local_steps / steps
-    rounds, last = options.rounds * share, options.finetune_rounds * share
+    share = options.work.local_steps / steps
+    rounds, last = options.work.rounds * share, options.work.finetune_rounds * share
     return {"local_steps": steps, "rounds": round(rounds), "finetune_rounds": round(last)}
 
   return [_quped_with(options, f"{n} local steps", values(n)) for n in (5, 10, 20)]
@@ -115,23 +115,27 @@ TOPICS = {topic.__name__: topic for topic in (lambda_p, temperature, centers, lo
 TOPICS["participation"] = participation
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> tuple[study.Outcome, ...]:
   """Runs the experiment."""
   for topic in options.topics:
     checks.require(topic in (*TOPICS, "data"), "topics", topic, ", ".join((*TOPICS, "data")))
-  folder = Path(options.out or "results/ablations")
+  options, folder = settled(options), study.folder_of("ablations", options)
   chosen = options.topics or (*TOPICS, "data")
-  for topic in (topic for topic in TOPICS if topic in chosen):
-    own = dataclasses.replace(options, out=str(folder / topic))
-    study.run("ablations", own, TOPICS[topic](options), comparisons=study.with_first)
-  if "data" in chosen:
-    data(options, folder)
+  studies = [
+    (replaced(options, out=str(folder / topic)), TOPICS[topic](options))
+    for topic in TOPICS
+    if topic in chosen
+  ]
+  studies += data(options, folder) if "data" in chosen else []
+  return study.run_all("ablations", studies, comparisons=study.with_first)
 
 
-def data(options: Options, folder: Path) -> None:
+def data(options: Options, folder: Path) -> list:
   """The amount of data per client: a study for each, local training beside QuPeD."""
   jobs = [with_tuned(options, "local 2 bit", LOCAL), with_tuned(options, "QuPeD 2 bit", QUPED)]
+  studies = []
   for share in SHARES:
     out = str(folder / f"data_{share:.0%}".rstrip("%"))
-    own = dataclasses.replace(options, train_share=share * options.train_share, out=out)
-    study.run("ablations", own, jobs, comparisons=study.with_first)
+    kept = share * options.division.train_share
+    studies.append((replaced(options, train_share=kept, out=out), jobs))
+  return studies

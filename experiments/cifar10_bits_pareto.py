@@ -23,18 +23,19 @@ make experiment NAME=cifar10_bits_pareto ARGS="--downsample 2 --models cnn3 --cl
 """
 
 from functools import partial
-from pathlib import Path
 
 from experiments.recipes import comparison
-from experiments.recipes.comparison import Tuned
-from qupeD_jax.results import metrics, page, plots
+from experiments.recipes.comparison import MixedBits
+from qupeD_jax.results import page, plots
 from qupeD_jax.study import methods, study
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
 
-DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 3, 4, 5, 6, 7, 8))
+DEFAULTS = replaced(
+  withheld(MixedBits, "inner_steps", "averaging_share")(), **PAPER_CIFAR10, bits=tuple(range(1, 9))
+)
 
 
-def main(options: Tuned) -> None:
+def main(options: MixedBits) -> study.Outcome:
   """Runs the experiment."""
   tuned = partial(comparison.with_tuned, options)
   # All codebooks of a job are as wide as its widest, and narrow ones are cheaper.
@@ -50,7 +51,7 @@ def main(options: Tuned) -> None:
   alone = {32: "local"} | {bits: f"local {bits} bit" for bits in options.bits}
   pairs = {f"QuPeD {bits} bit": (local,) for bits, local in alone.items()}
   comparisons = partial(study.among, pairs)
-  folder = Path(study.run("cifar10_bits_pareto", options, jobs, comparisons=comparisons))
-  summary = metrics.read_summary(folder)
-  points = [page.point(method, entry, summary) for method, entry in summary.items()]
-  plots.pareto(points, folder / "pareto.png")
+  done = study.run("cifar10_bits_pareto", options, jobs, comparisons=comparisons)
+  points = [page.point(method, entry, done.summary) for method, entry in done.summary.items()]
+  plots.pareto(points, done.folder / "pareto.png")
+  return done

@@ -28,18 +28,17 @@ make experiment NAME=cifar10_mixed_bits ARGS="--downsample 2 --models cnn3 --cli
 """
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from experiments.recipes import comparison, groups
-from experiments.recipes.comparison import Tuned
+from experiments.recipes.comparison import MixedBits
 from qupeD_jax.data import cohort
 from qupeD_jax.study import methods, study
 from qupeD_jax.study.federation import by_bits
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
 
-DEFAULTS = Tuned(**PAPER_CIFAR10, bits=(1, 2, 32))
+DEFAULTS = replaced(withheld(MixedBits, "inner_steps")(), **PAPER_CIFAR10, bits=(1, 2, 32))
 
 
 def within_precision(options, federation):
@@ -48,7 +47,7 @@ def within_precision(options, federation):
   return methods.quped_within_groups(options, by_bits(federation, bits), bits)
 
 
-def main(options: Tuned) -> None:
+def main(options: MixedBits) -> study.Outcome:
   """Runs the experiment."""
   jobs = (
     comparison.with_tuned(options, "local 2 bit", partial(methods.local_quantised, mixed=True)),
@@ -58,7 +57,8 @@ def main(options: Tuned) -> None:
       options, "QuPeD+ 2 bit", partial(methods.quped_from_averaging, mixed=True)
     ),
   )
-  folder = study.run("cifar10_mixed_bits", options, jobs)
-  bits = cohort.assign_bits(options.bits, options.clients)
+  done = study.run("cifar10_mixed_bits", options, jobs)
+  bits = cohort.assign_bits(options.bits, options.division.clients)
   thirds = {f"{b} bit": np.flatnonzero(bits == b) for b in options.bits}
-  groups.write(Path(folder), thirds, ("local mixed", "QuPeD within groups"))
+  groups.write(done.folder, thirds, ("local mixed", "QuPeD within groups"))
+  return done

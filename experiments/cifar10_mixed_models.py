@@ -33,16 +33,17 @@ make experiment NAME=cifar10_mixed_models ARGS="--downsample 2 --models cnn3 mlp
 """
 
 from functools import partial
-from pathlib import Path
 
 from experiments.recipes import comparison, groups
 from experiments.recipes.comparison import Tuned
 from qupeD_jax.data import cohort
 from qupeD_jax.study import methods, rivals, study
 from qupeD_jax.study.jobs import every_client
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
 
-DEFAULTS = Tuned(**PAPER_CIFAR10 | {"models": ("cnn1", "cnn2")}, bits=(32,))
+DEFAULTS = replaced(
+  withheld(Tuned, "inner_steps")(), **PAPER_CIFAR10 | {"models": ("cnn1", "cnn2")}
+)
 
 
 def within_architecture(options, federation):
@@ -50,7 +51,7 @@ def within_architecture(options, federation):
   return methods.quped_within_groups(options, federation, every_client(federation, 32))
 
 
-def main(options: Tuned) -> None:
+def main(options: Tuned) -> study.Outcome:
   """Runs the experiment."""
   tuned = partial(comparison.with_tuned, options)
   jobs = (
@@ -63,8 +64,11 @@ def main(options: Tuned) -> None:
     tuned("QuPeD+ 32 bit", partial(methods.quped_from_averaging, bits=(32,))),
     tuned("QuPeD+ 2 bit", partial(methods.quped_from_averaging, bits=(2,))),
   )
-  folder = study.run("cifar10_mixed_models", options, jobs)
-  halves = cohort.assign_groups(options.clients, len(options.models), len(options.bits))
-  named = dict(zip(options.models, halves, strict=True))
+  done = study.run("cifar10_mixed_models", options, jobs)
+  halves = cohort.assign_groups(
+    options.division.clients, len(options.networks.models), len(options.bits)
+  )
+  named = dict(zip(options.networks.models, halves, strict=True))
   baselines = ("local", "FedAvg + fine-tuning", "QuPeD within groups")
-  groups.write(Path(folder), named, baselines)
+  groups.write(done.folder, named, baselines)
+  return done

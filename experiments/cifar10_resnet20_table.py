@@ -39,10 +39,12 @@ make experiment NAME=cifar10_resnet20_table ARGS="--dataset mnist --downsample 2
 
 from experiments.recipes import central
 from experiments.recipes.central import Central
+from qupeD_jax.study import study
+from qupeD_jax.study.options import replaced
 
-DEFAULTS = Central(**central.CIFAR10, models=("resnet20",))
+DEFAULTS = replaced(Central(), **central.CIFAR10, models=("resnet20",))
 
 
-def main(options: Central) -> None:
+def main(options: Central) -> study.Outcome:
   """Runs the experiment."""
-  central.run("cifar10_resnet20_table", options)
+  return central.run("cifar10_resnet20_table", options)

@@ -15,10 +15,12 @@ make experiment NAME=cifar10_resnet32_table
 
 from experiments.recipes import central
 from experiments.recipes.central import Central
+from qupeD_jax.study import study
+from qupeD_jax.study.options import replaced
 
-DEFAULTS = Central(**central.CIFAR10, models=("resnet32",))
+DEFAULTS = replaced(Central(), **central.CIFAR10, models=("resnet32",))
 
 
-def main(options: Central) -> None:
+def main(options: Central) -> study.Outcome:
   """Runs the experiment."""
-  central.run("cifar10_resnet32_table", options)
+  return central.run("cifar10_resnet32_table", options)

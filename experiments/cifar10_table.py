@@ -62,11 +62,12 @@ make experiment NAME=cifar10_table ARGS="--downsample 2 --models cnn3 --clients 
 
 from experiments.recipes import comparison
 from experiments.recipes.comparison import Comparison
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study import study
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced
 
-DEFAULTS = Comparison(**PAPER_CIFAR10)
+DEFAULTS = replaced(Comparison(), **PAPER_CIFAR10)
 
 
-def main(options: Comparison) -> None:
+def main(options: Comparison) -> tuple[study.Outcome, ...]:
   """Runs the experiment."""
-  comparison.run("cifar10_table", options)
+  return comparison.run("cifar10_table", options)

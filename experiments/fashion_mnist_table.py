@@ -40,11 +40,12 @@ make experiment NAME=fashion_mnist_table ARGS="--downsample 2 --models cnn3 --cl
 
 from experiments.recipes import comparison
 from experiments.recipes.comparison import Comparison
-from qupeD_jax.study.options import PAPER_MNIST
+from qupeD_jax.study import study
+from qupeD_jax.study.options import PAPER_MNIST, replaced
 
-DEFAULTS = Comparison(**PAPER_MNIST | {"dataset": "fashion_mnist"})
+DEFAULTS = replaced(Comparison(), **PAPER_MNIST | {"dataset": "fashion_mnist"})
 
 
-def main(options: Comparison) -> None:
+def main(options: Comparison) -> tuple[study.Outcome, ...]:
   """Runs the experiment."""
-  comparison.run("fashion_mnist_table", options)
+  return comparison.run("fashion_mnist_table", options)

@@ -26,13 +26,13 @@ private mean costs.
 import dataclasses
 import itertools
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
+from experiments import quickstart
 from qupeD_jax import checks
 from qupeD_jax.study import methods, study
 from qupeD_jax.study.jobs import MakeJob, changed, with_values
-from qupeD_jax.study.options import Aggregate
+from qupeD_jax.study.options import Aggregate, replaced, withheld
 from qupeD_jax.study.options import Options as Shared
 
 METHODS = {
@@ -45,15 +45,20 @@ CORRUPT = (2, 10)  # clients, in every round the same
 NOISE = (0.0, 1.0, 3.0, 10.0)  # multiples of the bound
 
 
+# What a topic sets, and what nothing here would take.
+WITHHELD = ("aggregate", "noise_multiplier", "bits", "fedavg_finetune_rate", *quickstart.OTHERS)
+
+
 @dataclasses.dataclass(frozen=True)
-class Options(Shared):
+class Options(withheld(Shared, *WITHHELD)):
   """Faults of clients, and how a server combines what comes."""
 
   topics: tuple[str, ...] = ()
   """What is studied: dropout, nan, noise, sign, privacy; by default all."""
 
 
-DEFAULTS = Options(
+DEFAULTS = replaced(
+  Options(),
   clients=50,
   validation=0.2,
   batch_size=8,
@@ -104,11 +109,13 @@ def _job(method: str, aggregate: str, values: dict, changes: dict) -> MakeJob:
   return changed(make, {f"{method} {aggregate}, {name}": v for name, v in changes.items()})
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> tuple[study.Outcome, ...]:
   """Runs the experiment: every topic has a folder of its own below results/faults."""
   for topic in options.topics:
     checks.require(topic in TOPICS, "topics", topic, ", ".join(TOPICS))
-  folder = Path(options.out or "results/faults")
-  for topic in options.topics or TOPICS:
-    own = dataclasses.replace(options, out=str(folder / topic))
-    study.run("faults", own, TOPICS[topic](), keep_going=True)
+  folder = study.folder_of("faults", options)
+  studies = [
+    (replaced(options, out=str(folder / topic)), TOPICS[topic]())
+    for topic in options.topics or TOPICS
+  ]
+  return study.run_all("faults", studies, keep_going=True)

@@ -8,21 +8,21 @@ paper's scale, about 30 epochs of batches of 50, which wants an accelerator.
 
 from experiments.recipes import comparison
 from experiments.recipes.comparison import Comparison
+from qupeD_jax.study import study
+from qupeD_jax.study.options import replaced
 
-DEFAULTS = Comparison(
+DEFAULTS = replaced(
+  Comparison(),
   dataset="femnist",
   partition="natural",
-  classes_per_client=(62,),
   models=("cnn1",),
   clients=66,
   rounds=20,
-  finetune_rounds=4,
   batch_size=50,
   partial_batches=True,
-  eval_every=4,
 )
 
 
-def main(options: Comparison) -> None:
+def main(options: Comparison) -> tuple[study.Outcome, ...]:
   """Runs the experiment."""
-  comparison.run("femnist_table", options)
+  return comparison.run("femnist_table", options)

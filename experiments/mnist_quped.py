@@ -20,20 +20,20 @@ make experiment NAME=mnist_quped ARGS="--rounds 2 --finetune-rounds 1 --local-st
 
 from functools import partial
 
+from experiments import quickstart
 from qupeD_jax.study import methods, study
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced, withheld
 
-DEFAULTS = Options(
+DEFAULTS = replaced(
+  withheld(Options, *quickstart.OTHERS, "fedavg_finetune_rate")(),
   dataset="mnist",
   models=("cnn1",),
   bits=(2,),
   clients=50,
   rounds=108,  # of 10 steps: 50 epochs
-  finetune_rounds=20,
   batch_size=50,
   centers_rate=1e-6,
   proximity=1e-4,
-  eval_every=10,
 )
 
 JOBS = (
@@ -44,6 +44,6 @@ JOBS = (
 )
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> study.Outcome:
   """Runs the experiment."""
-  study.run("mnist_quped", options, JOBS)
+  return study.run("mnist_quped", options, JOBS)

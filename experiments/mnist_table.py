@@ -57,11 +57,12 @@ make experiment NAME=mnist_table ARGS="--downsample 2 --models cnn3 --clients 10
 
 from experiments.recipes import comparison
 from experiments.recipes.comparison import Comparison
-from qupeD_jax.study.options import PAPER_MNIST
+from qupeD_jax.study import study
+from qupeD_jax.study.options import PAPER_MNIST, replaced
 
-DEFAULTS = Comparison(**PAPER_MNIST)
+DEFAULTS = replaced(Comparison(), **PAPER_MNIST)
 
 
-def main(options: Comparison) -> None:
+def main(options: Comparison) -> tuple[study.Outcome, ...]:
   """Runs the experiment."""
-  comparison.run("mnist_table", options)
+  return comparison.run("mnist_table", options)

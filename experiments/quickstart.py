@@ -10,9 +10,14 @@ from functools import partial
 
 from qupeD_jax.study import methods, study
 from qupeD_jax.study.jobs import on_server_architecture
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced, withheld
 
-DEFAULTS = Options(
+# What only rivals that are not here would take.
+OTHERS = ("global_lambda_p", "straight_through", "penalty", "mu", "inner_rate", "inner_steps")
+OTHERS += ("averaging_share",)
+
+DEFAULTS = replaced(
+  withheld(Options, *OTHERS)(),
   models=("mlp", "mlp2"),
   validation=0.2,
   lambda_p=0.3,
@@ -33,6 +38,6 @@ JOBS = (
 )
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> study.Outcome:
   """Runs the experiment."""
-  study.run("quickstart", options, JOBS)
+  return study.run("quickstart", options, JOBS)

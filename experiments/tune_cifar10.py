@@ -6,11 +6,12 @@ make experiment NAME=tune_cifar10
 
 from experiments.recipes import tuning
 from experiments.recipes.tuning import Tuning
-from qupeD_jax.study.options import PAPER_CIFAR10
+from qupeD_jax.study import study
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced
 
-DEFAULTS = Tuning(**PAPER_CIFAR10, **tuning.SHARED)
+DEFAULTS = replaced(Tuning(), **PAPER_CIFAR10, **tuning.SHARED)
 
 
-def main(options: Tuning) -> None:
+def main(options: Tuning) -> study.Outcome:
   """Runs the search."""
-  tuning.run("tune_cifar10", options)
+  return tuning.run("tune_cifar10", options)

@@ -6,11 +6,12 @@ make experiment NAME=tune_fashion_mnist
 
 from experiments.recipes import tuning
 from experiments.recipes.tuning import Tuning
-from qupeD_jax.study.options import PAPER_MNIST
+from qupeD_jax.study import study
+from qupeD_jax.study.options import PAPER_MNIST, replaced
 
-DEFAULTS = Tuning(**PAPER_MNIST | {"dataset": "fashion_mnist"}, **tuning.SHARED)
+DEFAULTS = replaced(Tuning(), **PAPER_MNIST | {"dataset": "fashion_mnist"}, **tuning.SHARED)
 
 
-def main(options: Tuning) -> None:
+def main(options: Tuning) -> study.Outcome:
   """Runs the search."""
-  tuning.run("tune_fashion_mnist", options)
+  return tuning.run("tune_fashion_mnist", options)

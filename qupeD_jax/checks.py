@@ -73,6 +73,12 @@ def at_least(name: str, value: int, low: int) -> None:
   require(holds, name, value, f"a whole number of at least {low}")
 
 
+def whole(name: str, value: int, low: int, high: int) -> None:
+  """Requires a whole number in [low, high]."""
+  at_least(name, value, low)
+  require(value <= high, name, value, f"a whole number of at most {high}")
+
+
 def bits(name: str, values) -> None:
   """Requires every precision to be 1 to 8 bits, or 32 for full precision."""
   for value in values:

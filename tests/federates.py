@@ -3,16 +3,16 @@
 Arguments: the results folder, HOST:PORT or -, and the number of this process of two.
 """
 
-import dataclasses
 import functools
 import sys
 
 from qupeD_jax.study import cli, methods, study
 from qupeD_jax.study.durability import hosts
 from qupeD_jax.study.errors import Lost
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 
-OPTIONS = Options(
+OPTIONS = replaced(
+  Options(),
   models=("mlp2",), clients=5, rounds=60, finetune_rounds=20, local_steps=1, batch_size=4,
   eval_every=5, seeds=2, checkpoint_every=5, participation=0.6,
 )  # fmt: skip
@@ -21,10 +21,10 @@ JOBS = (functools.partial(methods.quped_quantised, bits=(2,)),)
 
 def main(folder: str, coordinator: str, process: str) -> None:
   """Runs the study, and says so if the other process is gone."""
-  options = dataclasses.replace(OPTIONS, out=folder)
+  options = replaced(OPTIONS, out=folder)
   if coordinator != "-":
     where = {"coordinator": coordinator, "processes": 2, "process": int(process)}
-    options = dataclasses.replace(options, **where)
+    options = replaced(options, **where)
   try:
     hosts.run("tiny", lambda options: study.run("tiny", options, JOBS), options)
   except Lost as error:

@@ -4,7 +4,6 @@ What a step computes is next to nothing, so that most of a run is rounds, rows a
 """
 
 import ctypes
-import dataclasses
 import os
 import pathlib
 import signal
@@ -21,10 +20,11 @@ from qupeD_jax.federation import client
 from qupeD_jax.results import plots
 from qupeD_jax.study import jobs, study
 from qupeD_jax.study.durability import stopping
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 from qupeD_jax.types import Algorithm, FedState, Info, Model, Scored
 
-OPTIONS = Options(
+OPTIONS = replaced(
+  Options(),
   dataset="digits", models=("linear",), clients=4, bits=(1, 2), rounds=32, finetune_rounds=8,
   local_steps=1, batch_size=4, eval_every=5, seeds=2, checkpoint_every=1,
 )  # fmt: skip
@@ -98,16 +98,16 @@ def in_phases(options, federation) -> jobs.Job:
   build = lambda centers: lambda options, trained: walk(federation.models[0], centers, trained)
   variants = jobs.precisions("walk", options, federation, (2, 1), mixed=False)
   phases = (
-    jobs.Phase(options.rounds - 2 * options.finetune_rounds, build(0), shared=True),
-    jobs.Phase(options.finetune_rounds, build(4)),
-    jobs.Phase(options.finetune_rounds, build(4)),
+    jobs.Phase(options.work.rounds - 2 * options.work.finetune_rounds, build(0), shared=True),
+    jobs.Phase(options.work.finetune_rounds, build(4)),
+    jobs.Phase(options.work.finetune_rounds, build(4)),
   )
   return jobs.Job(options, federation, variants, phases)
 
 
 def run(folder: str | pathlib.Path, **changes) -> None:
   """Runs the study; in the place of pictures it writes down what they would show."""
-  options = dataclasses.replace(OPTIONS, out=str(folder), **changes)
+  options = replaced(OPTIONS, out=str(folder), **changes)
   written = lambda shown, path, *_: pathlib.Path(path).write_text(repr(shown), "utf-8")
   with mock.patch.multiple(
     plots,

@@ -9,7 +9,6 @@ of theirs, which held the weights fast before they had learned (docs/reproductio
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import optax
 
@@ -31,25 +30,18 @@ from qupeD_jax.study.jobs import (
   precisions,
   steps,
 )
-from qupeD_jax.study.options import Federated
+from qupeD_jax.study.options import MOST, Bits, Federated, withheld
 from qupeD_jax.types import PyTree, Quantizer
 
 EPOCHS = 250  # of the recipe; its schedules below are in these
 
 
 @dataclasses.dataclass(frozen=True)
-class Central(Federated):
-  """Options of an experiment on one machine."""
+class Recipe:
+  """How all quantisers train."""
 
   start: str | None = None
   """Safetensors file of a network to start from, PyTorch's or ours; by default none."""
-  only: tuple[str, ...] = ()
-  """Quantisers to train with, by their names in the table; by default all."""
-  parts: tuple[str, ...] = ()
-  """Folders of finished runs with the same options; their methods are taken over, not trained."""
-
-  augment: bool = True
-  """Flip and crop the images."""
   weights_rate: float = 0.1
   """Step size of the weights; a tenth of it from 100 epochs of 250, a hundredth from 150."""
   momentum: float = 0.9
@@ -74,10 +66,28 @@ class Central(Federated):
   """Training rows on which the squared gradient mapping is measured; 0 for no measurement."""
 
 
+# One client that holds all rows has no server, and nobody beside it.
+ALONE = ("clients", "partition", "classes_per_client", "alpha", "clients_per_step", "store")
+ALONE += ("server", "faults", "variants")
+
+
+@dataclasses.dataclass(frozen=True)
+class Central(withheld(Federated, *ALONE)):
+  """Options of an experiment on one machine."""
+
+  hyper: Recipe = Recipe()
+  bits: Bits = (1, 2, 4)
+  """Precisions, 1 to 8 bits; full precision is a method of its own."""
+  only: tuple[str, ...] = ()
+  """Quantisers to train with, by their names in the table; by default all."""
+  parts: tuple[str, ...] = ()
+  """Folders of finished runs with the same options; their methods are taken over, not trained."""
+
+
 # What the table experiments have in common: the authors' scale.
 RECIPE = {
-  "clients": 1, "partition": "iid", "batch_size": 128, "validation": 0.02, "bits": (1, 2, 4),
-  "rounds": 250, "finetune_rounds": 50, "eval_every": 10,
+  "clients": 1, "partition": "iid", "batch_size": 128, "validation": 0.02, "rounds": 250,
+  "augment": True,
 }  # fmt: skip
 CIFAR10 = RECIPE | {"dataset": "cifar10", "local_steps": 382, "dtype": "bfloat16"}
 
@@ -92,36 +102,36 @@ def _dropping(options: Central, value: float, *epochs: int) -> Callable:
 
 
 def _steps(options: Central) -> int:
-  return options.rounds * options.local_steps
+  return options.work.rounds * options.work.local_steps
 
 
 def rates(options: Central) -> client.Rates:
   """Returns the step sizes; what the pull is times the weights' rate grows without a jump."""
-  weights = _dropping(options, options.weights_rate, 100, 150)
-  last = options.proximity * EPOCHS
-  growing = optax.linear_schedule(options.proximity, last, _steps(options))
-  proximity = lambda step: growing(step) * options.weights_rate / weights(step)
-  return client.Rates(weights, _dropping(options, options.centers_rate, 80, 140), proximity)
+  weights = _dropping(options, options.hyper.weights_rate, 100, 150)
+  last = options.hyper.proximity * EPOCHS
+  growing = optax.linear_schedule(options.hyper.proximity, last, _steps(options))
+  proximity = lambda step: growing(step) * options.hyper.weights_rate / weights(step)
+  return client.Rates(weights, _dropping(options, options.hyper.centers_rate, 80, 140), proximity)
 
 
 def _relaxation(options: Central) -> Callable:
-  return optax.exponential_decay(options.relaxation, _steps(options) / EPOCHS, 1.02)
+  return optax.exponential_decay(options.hyper.relaxation, _steps(options) / EPOCHS, 1.02)
 
 
 # --- quantisers: options, max_bits -> Quantizer
 
 
 def _algorithm_1(options: Central, max_bits: int, **changes) -> Quantizer:
-  clips = {"clip": options.centers_clip, "clip_weights": options.weights_clip}
+  clips = {"clip": options.hyper.centers_clip, "clip_weights": options.hyper.weights_clip}
   return quantizers.learned_codebook(max_bits=max_bits, **clips, **changes)
 
 
 def _soft(options: Central, max_bits: int) -> Quantizer:
-  return _algorithm_1(options, max_bits, sharpness=options.sharpness)
+  return _algorithm_1(options, max_bits, sharpness=options.hyper.sharpness)
 
 
 def _proxquant(options: Central, max_bits: int) -> Quantizer:
-  return quantizers.proxquant(max_bits=max_bits, clip_weights=options.weights_clip)
+  return quantizers.proxquant(max_bits=max_bits, clip_weights=options.hyper.weights_clip)
 
 
 def _binary_relax(options: Central, max_bits: int) -> Quantizer:
@@ -129,7 +139,7 @@ def _binary_relax(options: Central, max_bits: int) -> Quantizer:
 
 
 def _ste(options: Central, max_bits: int) -> Quantizer:
-  return quantizers.ste(max_bits=max_bits, clip_weights=options.weights_clip)
+  return quantizers.ste(max_bits=max_bits, clip_weights=options.hyper.weights_clip)
 
 
 QUANTIZERS = {
@@ -146,8 +156,8 @@ NAMES = ("full precision", *QUANTIZERS)
 # --- jobs
 
 
-def run(name: str, options: Central) -> Path:
-  """Trains by all quantisers; returns the results folder."""
+def run(name: str, options: Central) -> study.Outcome:
+  """Trains by all quantisers."""
   for method in options.only:
     checks.require(method in NAMES, "only", repr(method), ", ".join(map(repr, NAMES)))
   _check(options)
@@ -164,14 +174,17 @@ def _pictured(chosen: list[str], bits: tuple[int, ...]) -> str | None:
 
 
 def _check(options: Central) -> None:
+  recipe = options.hyper
   for name in ("weights_rate", "proximity", "centers_rate", "centers_clip", "weights_clip",
                "sharpness"):  # fmt: skip
-    checks.positive(name, getattr(options, name))
-  checks.share("straight_through", options.straight_through)
-  checks.non_negative("weight_decay", options.weight_decay)
-  checks.non_negative("relaxation", options.relaxation)
-  checks.fraction("momentum", options.momentum, closed=False)
-  checks.at_least("measured_rows", options.measured_rows, 0)
+    checks.positive(name, getattr(recipe, name))
+  checks.share("straight_through", recipe.straight_through)
+  checks.non_negative("weight_decay", recipe.weight_decay)
+  checks.non_negative("relaxation", recipe.relaxation)
+  checks.fraction("momentum", recipe.momentum, closed=False)
+  checks.whole("measured_rows", recipe.measured_rows, 0, MOST)
+  for bits in options.bits:
+    checks.whole("bits", bits, 1, 8)
 
 
 def _job(method: str, options: Central, federation: Federation) -> Job:
@@ -193,7 +206,7 @@ def _measured(
 
   Not along fine-tuning: frozen weights minimise nothing, and what is left is another objective.
   """
-  if not options.measured_rows:
+  if not options.hyper.measured_rows:
     return phases
 
   def mapping(options, state, data, cohorts):
@@ -201,8 +214,8 @@ def _measured(
       federation.models,
       quantizer,
       rates=rates(options),
-      local_steps=options.local_steps,
-      num_rows=options.measured_rows,
+      local_steps=options.work.local_steps,
+      num_rows=options.hyper.measured_rows,
       optimizer=_decay(options),
     )
     return measure(state, data, cohorts)
@@ -217,7 +230,7 @@ def _training(federation: Federation, quantizer: Quantizer) -> Callable:
       federation.models,
       quantizer,
       rates=rates(options),
-      straight_through=options.straight_through,
+      straight_through=options.hyper.straight_through,
       start=_start(options, federation),
       **_work(options, federation),
     )
@@ -229,7 +242,10 @@ def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
   """The last epochs: weights on their centers, all rates at their lowest."""
 
   def build(options, trained):
-    last = {"rate": options.weights_rate / 100, "centers_rate": options.centers_rate / 100}
+    last = {
+      "rate": options.hyper.weights_rate / 100,
+      "centers_rate": options.hyper.centers_rate / 100,
+    }
     return finetune(federation.models, quantizer, trained, **last, **_work(options, federation))
 
   return build
@@ -237,17 +253,19 @@ def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
 
 def _work(options: Central, federation: Federation) -> dict:
   return {
-    "optimizer": optax.chain(_decay(options), optax.trace(options.momentum)),
+    "optimizer": optax.chain(_decay(options), optax.trace(options.hyper.momentum)),
     **steps(options, federation),
   }
 
 
 def _decay(options: Central) -> optax.GradientTransformation:
-  return optax.add_decayed_weights(options.weight_decay)
+  return optax.add_decayed_weights(options.hyper.weight_decay)
 
 
 def _start(options: Central, federation: Federation) -> tuple[PyTree, ...] | None:
-  if options.start is None:
+  if options.hyper.start is None:
     return None
   shapes = federation.num_classes, federation.train.x.shape[1:]
-  return tuple(import_torch.read_variables(options.start, n, *shapes) for n in federation.names)
+  return tuple(
+    import_torch.read_variables(options.hyper.start, n, *shapes) for n in federation.names
+  )

@@ -15,7 +15,7 @@ from qupeD_jax import checks
 from qupeD_jax.study import methods, rivals, study
 from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import Job, MakeJob
-from qupeD_jax.study.options import Federated, Options
+from qupeD_jax.study.options import Bits, Division, Federated, Hyperparameters, Options, replaced
 
 
 class Entry(NamedTuple):
@@ -109,26 +109,55 @@ class Tuned(Federated):
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison(Tuned):
-  """Options of the comparison of all methods."""
+class MixedBits(Tuned):
+  """The same, of an experiment with a federation of mixed precisions."""
+
+  bits: Bits = (1, 2, 4, 32)
+  """Precisions of the clients: 1 to 8, or 32 (full precision)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Divisions(Division):
+  """How they are dealt to clients: one division or several."""
 
   classes_per_client: tuple[int, ...] = (3, 4)
   """Classes that each client holds (partition by_class); a table for every number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Tuned):
+  """Options of the comparison of all methods."""
+
+  division: Divisions = Divisions()
   only: tuple[str, ...] = ()
   """Methods to train, by their names in the file; by default all."""
   parts: tuple[str, ...] = ()
   """Folders of finished runs with the same options; their methods are taken over, not trained."""
 
 
-def run(name: str, options: Comparison) -> None:
-  """Trains all methods, each with its tuned hyperparameters, and compares them."""
+def run(name: str, options: Comparison) -> tuple[study.Outcome, ...]:
+  """Trains all methods, each with its tuned hyperparameters, and compares them.
+
+  Returns:
+    What came of it, by the numbers of classes that a client holds.
+  """
   jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
-  folder = Path(options.out or Path("results") / name)
   compared = partial(study.among, COMPARISONS)
-  for count in options.classes_per_client:
-    out = folder / f"{count}_classes" if len(options.classes_per_client) > 1 else folder
-    table = dataclasses.replace(options, classes_per_client=count, out=str(out))
-    study.run(name, table, jobs, comparisons=compared, taken=options.parts)
+  tables = [(table, jobs) for table in _tables(name, options)]
+  return study.run_all(name, tables, comparisons=compared, taken=options.parts)
+
+
+def _tables(name: str, options: Comparison) -> list[Federated]:
+  """Returns the options of each table: clients hold so many classes, if they are dealt by class."""
+  counts, folder = options.division.classes_per_client, study.folder_of(name, options)
+  by_class = options.division.partition == "by_class"
+  checks.require(len(counts) > 0, "classes_per_client", "()", "at least one number")
+  if len(counts) == 1 or not by_class:
+    return [replaced(options, classes_per_client=counts[0])]
+  return [
+    replaced(options, classes_per_client=count, out=str(folder / f"{count}_classes"))
+    for count in counts
+  ]
 
 
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
@@ -138,15 +167,15 @@ def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
 
   def made(options: Federated, federation: Federation) -> Job:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
-    return make(Options(**shared, **found), federation)
+    return make(Options(**shared, hyper=Hyperparameters(**found)), federation)
 
   return made
 
 
 def _nearest(values: tuned.Values, options: Tuned) -> str:
   """Returns the key that comes nearest to what is trained."""
-  model = options.models[0]
-  keys = (tuned.key(dataset, model) for dataset in (options.dataset, "cifar10"))
+  model = options.networks.models[0]
+  keys = (tuned.key(dataset, model) for dataset in (options.data.dataset, "cifar10"))
   return next((key for key in keys if key in values), tuned.key("cifar10", "cnn1"))
 
 

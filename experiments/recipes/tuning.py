@@ -20,7 +20,7 @@ from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import Job, changed, job_name
-from qupeD_jax.study.options import Hyperparameters, Options, check
+from qupeD_jax.study.options import Hyperparameters, Options, check, settled, withheld
 
 FILE = "tuning.json"
 SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
@@ -29,15 +29,19 @@ SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all s
 Scores = dict[str, list[float] | None]
 
 
+# What every method that takes it is tried with, and bits, which are those of the method.
+TRIED = ("weights_rate", "fedavg_finetune_rate", "lambda_p", "mu", "inner_rate", "penalty", "bits")
+
+
 @dataclasses.dataclass(frozen=True)
-class Tuning(Options):
+class Tuning(withheld(Options, *TRIED)):
   """A search; the hyperparameters are those that all configurations share."""
 
   only: tuple[str, ...] = ()
   """Methods to tune; by default all."""
 
 
-def run(name: str, options: Tuning) -> Path:
+def run(name: str, options: Tuning) -> study.Outcome:
   """Tries every method's configurations and writes down the best.
 
   The configurations of a method train side by side. The best has the highest mean, over seeds, of
@@ -45,12 +49,13 @@ def run(name: str, options: Tuning) -> Path:
   a tie. Test rows are never looked at.
 
   Returns:
-    The results folder: tuned.toml, tuning.md, tuning.json with the scores, and as of any study
-    config.json and metrics.jsonl.
+    The scores, and the results folder: tuned.toml, tuning.md, tuning.json with the scores, and as
+    of any study config.json and metrics.jsonl.
 
   Raises:
     BadInput: an option is out of range or does not fit the data.
   """
+  options = settled(options)
   check(options)
   console, entries = Console(), comparison.chosen(options.only)
   federation = fed.load(options)
@@ -59,11 +64,11 @@ def run(name: str, options: Tuning) -> Path:
   folder, say = study.folder_of(name, options), study.sayer(console)
   config = study.config_of(name, options)
   with folders.held(folder), stopping.listening() as asked:
-    if folders.begin(folder, config, keys, read_scores, fresh=options.fresh, say=say):
+    if folders.begin(folder, config, keys, read_scores, fresh=options.run.fresh, say=say):
       _search(jobs, options, folder, console, folders.saves(options, asked, say))
       folders.end(folder)
       console.print(f"results in {folder}")
-  return folder
+  return study.Outcome(folder, read_scores(folder))
 
 
 def _search(
@@ -76,7 +81,9 @@ def _search(
       winner = _best(job, scores)
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
-      tuned.write(folder / "tuned.toml", tuned.key(options.dataset, options.models[0]), best)
+      tuned.write(
+        folder / "tuned.toml", tuned.key(options.data.dataset, options.networks.models[0]), best
+      )
       tried |= {key: (v.changes, scores.get(key)) for key, v in job.variants.items()}
       _write_table(folder / "tuning.md", tried, chosen)
 
@@ -93,7 +100,7 @@ def _job(entry: Entry, options: Tuning, federation: Federation) -> Job:
 
 def _shared(options: Tuning) -> dict[str, float]:
   names = [field.name for field in dataclasses.fields(Hyperparameters)]
-  return {name: getattr(options, name) for name in names}
+  return {name: getattr(options.hyper, name) for name in names}
 
 
 def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) -> Scores:

@@ -123,7 +123,7 @@ def from_linen(
     checks.at_least("image shape", size, 1)
   mean = _per_channel("mean", mean, image_shape[-1])
   std = _per_channel("std", std, image_shape[-1])
-  checks.require((std > 0).all(), "std", std, "above 0")
+  checks.require((np.isfinite(std) & (std > 0)).all(), "std", std, "finite and above 0")
 
   def normalise(x: Array) -> Array:
     return (x.astype(jnp.float32) - mean) / std

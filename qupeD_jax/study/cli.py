@@ -55,6 +55,7 @@ def run(name: str, *arguments: str) -> int:
     hosts = importlib.import_module("qupeD_jax.study.durability.hosts")
     known = command_line.leaves(type(experiment.DEFAULTS))
     options = parse(experiment.DEFAULTS, arguments, name)
+    importlib.import_module("qupeD_jax.study.options").check_effect(options, experiment.DEFAULTS)
     if hosts.must_be_watched(options):
       return hosts.watch([name, *arguments])
     hosts.run(name, experiment.main, options)

@@ -17,9 +17,9 @@ AGGREGATES = {
   "mean": lambda options: aggregators.mean(),
   "weighted_mean": lambda options: aggregators.weighted_mean(),
   "median": lambda options: aggregators.median(),
-  "trimmed_mean": lambda options: aggregators.trimmed_mean(options.trim),
+  "trimmed_mean": lambda options: aggregators.trimmed_mean(options.server.trim),
   "clipped_mean": lambda options: aggregators.clipped_mean(
-    options.clip_norm, options.noise_multiplier
+    options.server.clip_norm, options.server.noise_multiplier
   ),
 }
 CORRUPTIONS = {"nan": corruption.nan, "noise": corruption.noise(), "sign": corruption.sign()}
@@ -33,14 +33,14 @@ def aggregate_of(options: Federated, num_clients: int, method: Callable) -> Aggr
     num_clients: of all cohorts together.
     method: builder of the algorithm; how it combines by itself is its default.
   """
-  if options.aggregate is None:
+  if options.server.aggregate is None:
     combine = inspect.signature(method).parameters["aggregate"].default
   else:
-    combine = AGGREGATES[options.aggregate](options)
-  if _is_off(options.corrupt):
+    combine = AGGREGATES[options.server.aggregate](options)
+  if _is_off(options.faults.corrupt):
     return combine
-  corrupt = corruption.choose(jax.random.key(options.seed), num_clients, options.corrupt)
-  return corruption.corrupted(combine, corrupt, CORRUPTIONS[options.corruption])
+  corrupt = corruption.choose(jax.random.key(options.run.seed), num_clients, options.faults.corrupt)
+  return corruption.corrupted(combine, corrupt, CORRUPTIONS[options.faults.corruption])
 
 
 def faulty(build: Callable) -> Callable:
@@ -48,10 +48,10 @@ def faulty(build: Callable) -> Callable:
 
   def build_faulty(options, trained) -> Algorithm:
     algorithm = build(options, trained)
-    if not _is_off(options.stragglers):
-      algorithm = with_stragglers(algorithm, options.stragglers, options.local_steps)
-    if not _is_off(options.dropout):
-      algorithm = with_dropout(algorithm, options.dropout)
+    if not _is_off(options.faults.stragglers):
+      algorithm = with_stragglers(algorithm, options.faults.stragglers, options.work.local_steps)
+    if not _is_off(options.faults.dropout):
+      algorithm = with_dropout(algorithm, options.faults.dropout)
     return algorithm
 
   return build_faulty
@@ -66,14 +66,15 @@ def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[
       largest share of them is the one that counts.
     rounds: in which clients send updates.
   """
-  if not rounds or not adds_noise(options) or options.noise_seed is not None:
+  server = options.server
+  if not rounds or not adds_noise(options) or server.noise_seed is not None:
     return None
-  delta = sum(group_sizes) ** -1.1 if options.delta is None else options.delta
+  delta = sum(group_sizes) ** -1.1 if server.delta is None else server.delta
   bounds = [
     privacy.epsilon(
-      options.noise_multiplier,
+      server.noise_multiplier,
       clients=size,
-      participants=num_participants(size, options.participation),
+      participants=num_participants(size, options.server.participation),
       rounds=rounds,
       delta=delta,
     )
@@ -84,7 +85,7 @@ def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[
 
 def adds_noise(options: Federated) -> bool:
   """Tells whether the server adds noise to what it combines."""
-  return options.aggregate == "clipped_mean" and not _is_off(options.noise_multiplier)
+  return options.server.aggregate == "clipped_mean" and not _is_off(options.server.noise_multiplier)
 
 
 def _is_off(value) -> bool:

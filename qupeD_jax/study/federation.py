@@ -41,14 +41,14 @@ def split(options: Federated, train: Dataset, test: Dataset, seed: int) -> split
   return divide(
     train,
     test,
-    clients=options.clients,
-    partition=options.partition,
-    classes_per_client=options.classes_per_client,
-    alpha=options.alpha,
-    train_share=options.train_share,
-    validation=options.validation,
-    max_test_rows=options.max_test_rows,
-    min_test_rows=options.min_test_rows,
+    clients=options.division.clients,
+    partition=options.division.partition,
+    classes_per_client=options.division.classes_per_client,
+    alpha=options.division.alpha,
+    train_share=options.division.train_share,
+    validation=options.division.validation,
+    max_test_rows=options.division.max_test_rows,
+    min_test_rows=options.division.min_test_rows,
     seed=seed,
   )
 
@@ -57,7 +57,7 @@ def natural(
   options: Federated, train: Dataset, test: Dataset, clients: int | None = None
 ) -> np.ndarray:
   """Makes clients of the writers, the first so many of those that can be tested: owner [M]."""
-  least = options.min_test_rows
+  least = options.division.min_test_rows
   tested = {} if least is None else {"tested": test.client, "min_test_rows": least}
   return partition.natural(train.client, clients, **tested)
 
@@ -76,23 +76,23 @@ def load(
   Raises:
     BadInput: the data cannot be had, or the options do not fit it.
   """
-  *parts, num_classes = sources.read(options.dataset, options.data_dir)
-  train, test = (sources.downsample(part, options.downsample) for part in parts)
+  *parts, num_classes = sources.read(options.data.dataset, options.data.data_dir)
+  train, test = (sources.downsample(part, options.data.downsample) for part in parts)
   parts = tuple(split(options, train, test, seed) for seed in seeds(options))
   num_clients = len(parts[0].train.offsets) - 1
-  groups = cohort.assign_groups(num_clients, len(options.models), len(options.bits))
+  groups = cohort.assign_groups(num_clients, len(options.networks.models), len(options.bits))
   mean, std = sources.statistics(train)
-  std = options.input_std or std
+  std = options.networks.input_std or std
   image_shape = train.x.shape[1:]
   make = functools.partial(
     make_model, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std
   )
-  networks = {name: make(name, dtype=options.dtype) for name in options.models}
+  networks = {name: make(name, dtype=options.networks.dtype) for name in options.networks.models}
   models.same_outputs(networks, image_shape)
   plain = {name: make(name, conv_form="lax") for name in networks}  # other forms pad with zeros
   flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
-  in_order = lambda by_name: tuple(by_name[name] for name in options.models)
-  architectures = groups, options.models, in_order(networks), in_order(flops)
+  in_order = lambda by_name: tuple(by_name[name] for name in options.networks.models)
+  architectures = groups, options.networks.models, in_order(networks), in_order(flops)
   federation = Federation(train, test, parts, *architectures, num_classes, mean, std)
   _check_batches(options, training(federation, np.full(num_clients, 32), groups))
   return federation
@@ -100,7 +100,7 @@ def load(
 
 def seeds(options: Federated) -> range:
   """Returns the seeds of an experiment."""
-  return range(options.seed, options.seed + options.seeds)
+  return range(options.run.seed, options.run.seed + options.run.seeds)
 
 
 def training(federation: Federation, bits: np.ndarray, groups) -> tuple[Cohort, ...]:
@@ -155,9 +155,9 @@ def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, .
 def _check_batches(options: Federated, cohorts: tuple[Cohort, ...]) -> None:
   client, size = cohort.smallest(cohorts)
   checks.require(
-    options.partial_batches or options.batch_size <= size,
+    options.work.partial_batches or options.work.batch_size <= size,
     "batch_size",
-    options.batch_size,
+    options.work.batch_size,
     f"at most {size}, the training rows of client {client}; with `partial_batches` such a client "
     "trains on all of its rows in each step instead",
   )

@@ -110,8 +110,10 @@ def end(folder: Path) -> None:
 
 def saves(options: Federated, asked: Callable, say: Callable) -> resume.Saves:
   """Returns when the jobs of an experiment are saved; `of_job` says where."""
-  pace = resume.Pace(options.checkpoint_every)
-  return resume.Saves(pace=pace, deadline=resume.deadline(options.minutes), asked=asked, warn=say)
+  pace = resume.Pace(options.run.checkpoint_every)
+  return resume.Saves(
+    pace=pace, deadline=resume.deadline(options.run.minutes), asked=asked, warn=say
+  )
 
 
 def of_job(
@@ -131,7 +133,7 @@ def of_job(
       sitter.cut_back(rounds)
 
   # More clients than the device holds are more than can be saved every few minutes.
-  resident = job.options.store == "device"
+  resident = job.options.hardware.store == "device"
   own = folder / CHECKPOINTS / files.name_of(job_name(job)) if resident else None
   return when._replace(folder=own, written=written, cut_back=cut_back)
 

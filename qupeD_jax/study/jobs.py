@@ -1,6 +1,5 @@
 """What a study trains: jobs, their phases, and the options as the algorithms take them."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from qupeD_jax.federation import client
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.study.faults import aggregate_of, faulty
 from qupeD_jax.study.federation import Federation, of_server
-from qupeD_jax.study.options import Federated, Options
+from qupeD_jax.study.options import Federated, Options, replaced
 from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
 from qupeD_jax.wrappers.sampling import with_sampling
 
@@ -67,7 +66,7 @@ def with_values(make: MakeJob, values: dict[str, Any]) -> MakeJob:
   """Makes the same job with other options."""
 
   def made(options, federation):
-    return make(dataclasses.replace(options, **values), federation)
+    return make(replaced(options, **values), federation)
 
   return made
 
@@ -133,7 +132,7 @@ def widest_codebook(
     return quantizers.none()
   bits = np.concatenate([variant.bits for variant in variants.values()])
   widest = int(bits[bits != FULL_PRECISION].max())
-  return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.centers_clip)
+  return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.hyper.centers_clip)
 
 
 def federated_phase(rounds: int, build: Callable, **marks: bool) -> Phase:
@@ -150,7 +149,7 @@ def one_phase(
   options: Options, build: Callable, phase: Callable = federated_phase
 ) -> tuple[Phase, ...]:
   """Trains by one algorithm for all rounds, with a server unless it is a `local_phase`."""
-  return (phase(options.rounds, build),)
+  return (phase(options.work.rounds, build),)
 
 
 def frozen_last(
@@ -166,8 +165,8 @@ def frozen_last(
   Training is with a server unless it is a `local_phase`. No client sits out the fine-tuning. There
   is none where nothing is quantised.
   """
-  rounds = options.rounds if rounds is None else rounds
-  last = options.finetune_rounds if is_quantised(variants) else 0
+  rounds = options.work.rounds if rounds is None else rounds
+  last = options.work.finetune_rounds if is_quantised(variants) else 0
   phases = (phase(rounds - last, build), Phase(last, build_last, alone=True))
   return tuple(p for p in phases if p.rounds)
 
@@ -180,10 +179,10 @@ def is_quantised(variants: dict[str, Variant]) -> bool:
 def steps(options: Federated, federation: Federation) -> dict:
   """Returns the amount of local work, and what is done to the images."""
   return {
-    "local_steps": options.local_steps,
-    "batch_size": options.batch_size,
-    "clients_per_step": options.clients_per_step,
-    "augment": augment.flip_and_crop(fill=federation.mean) if options.augment else None,
+    "local_steps": options.work.local_steps,
+    "batch_size": options.work.batch_size,
+    "clients_per_step": options.hardware.clients_per_step,
+    "augment": augment.flip_and_crop(fill=federation.mean) if options.work.augment else None,
   }
 
 
@@ -195,17 +194,17 @@ def federated(options: Federated, federation: Federation, method: Callable) -> d
 
 def averaging_rounds(options: Options) -> int:
   """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
-  least = options.finetune_rounds + 1
+  least = options.work.finetune_rounds + 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
-  checks.require(options.rounds > least, "rounds", options.rounds, allowed)
-  first = max(1, shares.rounded(options.averaging_share, options.rounds))
-  return min(first, options.rounds - least)
+  checks.require(options.work.rounds > least, "rounds", options.work.rounds, allowed)
+  first = max(1, shares.rounded(options.variants.averaging_share, options.work.rounds))
+  return min(first, options.work.rounds - least)
 
 
 def decayed(options: Options, rate: float, rounds: int | None = None) -> Callable:
   """Lets a rate fall on a cosine over so many rounds, by default all."""
-  num_steps = (options.rounds if rounds is None else rounds) * options.local_steps
-  return optax.cosine_decay_schedule(rate, num_steps, options.final_rate)
+  num_steps = (options.work.rounds if rounds is None else rounds) * options.work.local_steps
+  return optax.cosine_decay_schedule(rate, num_steps, options.hyper.final_rate)
 
 
 def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
@@ -213,26 +212,26 @@ def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
 
   The pull toward the centers grows linearly until the models are frozen for the last rounds.
   """
-  rounds = options.rounds if rounds is None else rounds
-  growing = (rounds - options.finetune_rounds) * options.local_steps
+  rounds = options.work.rounds if rounds is None else rounds
+  growing = (rounds - options.work.finetune_rounds) * options.work.local_steps
   return client.Rates(
-    weights=decayed(options, options.weights_rate, rounds),
-    centers=decayed(options, options.centers_rate, rounds),
-    proximity=optax.linear_schedule(0.0, options.proximity, growing),
+    weights=decayed(options, options.hyper.weights_rate, rounds),
+    centers=decayed(options, options.hyper.centers_rate, rounds),
+    proximity=optax.linear_schedule(0.0, options.hyper.proximity, growing),
   )
 
 
 def finetune_options(options: Options, federation: Federation) -> dict:
   """Returns the hyperparameters of fine-tuning."""
   return {
-    "rate": options.finetune_rate,
-    "centers_rate": options.centers_rate * options.final_rate,
+    "rate": options.hyper.finetune_rate,
+    "centers_rate": options.hyper.centers_rate * options.hyper.final_rate,
     **steps(options, federation),
   }
 
 
 def sampled(options: Options, phase: Phase, algorithm: Algorithm) -> Algorithm:
   """Lets a share of the clients take part in a round of a phase, if the options ask for it."""
-  if phase.alone or options.participation == 1:
+  if phase.alone or options.server.participation == 1:
     return algorithm
-  return with_sampling(algorithm, options.participation)
+  return with_sampling(algorithm, options.server.participation)

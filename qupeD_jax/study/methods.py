@@ -76,7 +76,7 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
   """One model of the server's architecture for all clients."""
 
   def build(options, _):
-    rate = decayed(options, options.fedavg_rate)
+    rate = decayed(options, options.hyper.fedavg_rate)
     return fedavg(federation.models[0], rate=rate, **federated(options, federation, fedavg))
 
   variants = full_precision("FedAvg", federation)
@@ -92,10 +92,10 @@ def averaging_then_local(
   """
   variants = full_precision("FedAvg + fine-tuning", federation)
   variants |= {f"FedAvg + k-means {b} bit": Variant(every_client(federation, b)) for b in bits}
-  last = options.finetune_rounds
+  last = options.work.finetune_rounds
 
   def build(options, trained):
-    rates = client.Rates(decayed(options, options.fedavg_finetune_rate, last))
+    rates = client.Rates(decayed(options, options.hyper.fedavg_finetune_rate, last))
     alone = {"rates": rates, "start": trained.server, **steps(options, federation)}
     algorithm = local(federation.models, quantizers.none(), **alone)
     if not bits:
@@ -103,7 +103,7 @@ def averaging_then_local(
     kmeans = widest_codebook(options, variants, ops.kmeans_centers)
     return with_post_training_quantisation(algorithm, kmeans)
 
-  first = averaging_phase(options, federation, options.rounds - last)
+  first = averaging_phase(options, federation, options.work.rounds - last)
   phases = (first, Phase(last, build, alone=True)) if last else (first,)
   return Job(options, federation, variants, phases)
 
@@ -114,14 +114,14 @@ def averaging_then_quantised(
   """FedAvg's model, trained on by every client alone by Algorithm 1: QuPeD+ without its server."""
   variants = precisions("FedAvg + codebook", options, federation, bits, mixed=False)
   first = averaging_rounds(options)
-  rest = options.rounds - first
+  rest = options.work.rounds - first
 
   def build(options, trained):
     return local(
       federation.models,
       widest_codebook(options, variants, ops.kmeans_centers),
       rates=personal_rates(options, rest),
-      straight_through=options.straight_through,
+      straight_through=options.hyper.straight_through,
       start=trained.server,
       **steps(options, federation),
     )
@@ -139,7 +139,10 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
   """Returns rounds of FedAvg, each architecture for itself, that leave one model of each."""
 
   def build(options, _):
-    rate, shared = decayed(options, options.fedavg_rate), federated(options, federation, fedavg)
+    rate, shared = (
+      decayed(options, options.hyper.fedavg_rate),
+      federated(options, federation, fedavg),
+    )
     return separate(tuple(fedavg(m, rate=rate, **shared) for m in federation.models))
 
   return federated_phase(rounds, build, separate=True, shared=True)
@@ -179,7 +182,7 @@ def quped_from_averaging(
   variants = precisions("QuPeD+", options, federation, bits, mixed)
   server = federation.models[0]
   first = averaging_rounds(options)
-  rest = options.rounds - first
+  rest = options.work.rounds - first
 
   def build(options, trained):
     return quped(
@@ -187,7 +190,7 @@ def quped_from_averaging(
       federation.models,
       widest_codebook(options, variants, ops.kmeans_centers),
       own_classes=True,
-      straight_through=options.straight_through,
+      straight_through=options.hyper.straight_through,
       start=(trained.server[0], trained.server),
       **quped_options(options, federation, rest),
     )
@@ -236,13 +239,13 @@ def quped_options(options: Options, federation: Federation, rounds: int | None =
   return {
     **teaching(options),
     "rates": personal_rates(options, rounds),
-    "global_rate": decayed(options, options.global_rate, rounds),
-    "global_loss_weight": options.global_loss_weight,
-    "simultaneous": options.simultaneous,
+    "global_rate": decayed(options, options.hyper.global_rate, rounds),
+    "global_loss_weight": options.hyper.global_loss_weight,
+    "simultaneous": options.variants.simultaneous,
     **federated(options, federation, quped),
   }
 
 
 def teaching(options: Options) -> dict:
   """Returns the hyperparameters of distillation."""
-  return {"lambda_p": options.lambda_p, "temperature": options.temperature}
+  return {"lambda_p": options.hyper.lambda_p, "temperature": options.hyper.temperature}

@@ -104,7 +104,7 @@ def of_job(job: Job, folder: Path, method: str | None = None) -> Portrait | None
     if method in (None, name):
       for slot, client in enumerate(job.federation.groups[0]):
         if variant.bits[client] != FULL_PRECISION:
-          return Portrait(name, i * job.options.seeds, int(client), slot, rounds, folder)
+          return Portrait(name, i * job.options.run.seeds, int(client), slot, rounds, folder)
   return None
 
 

@@ -27,9 +27,12 @@ def fedprox_averaging(options: Options, federation: Federation) -> Job:
   """FedProx: FedAvg whose clients are held near the server's model."""
 
   def build(options, _):
-    rate = decayed(options, options.fedavg_rate)
+    rate = decayed(options, options.hyper.fedavg_rate)
     return fedprox(
-      federation.models[0], mu=options.mu, rate=rate, **federated(options, federation, fedprox)
+      federation.models[0],
+      mu=options.hyper.mu,
+      rate=rate,
+      **federated(options, federation, fedprox),
     )
 
   variants = full_precision("FedProx", federation)
@@ -40,7 +43,10 @@ def meta_averaging(options: Options, federation: Federation) -> Job:
   """Per-FedAvg: one gradient step from the global model."""
 
   def build(options, _):
-    rates = {"inner_rate": options.inner_rate, "rate": decayed(options, options.fedavg_rate)}
+    rates = {
+      "inner_rate": options.hyper.inner_rate,
+      "rate": decayed(options, options.hyper.fedavg_rate),
+    }
     return per_fedavg(federation.models[0], **rates, **federated(options, federation, per_fedavg))
 
   variants = full_precision("Per-FedAvg", federation)
@@ -53,10 +59,10 @@ def moreau_envelopes(options: Options, federation: Federation) -> Job:
   def build(options, _):
     return pfedme(
       federation.models[0],
-      penalty=options.penalty,
-      rate=decayed(options, options.weights_rate),
-      global_rate=decayed(options, options.global_rate),
-      inner_steps=options.inner_steps,
+      penalty=options.hyper.penalty,
+      rate=decayed(options, options.hyper.weights_rate),
+      global_rate=decayed(options, options.hyper.global_rate),
+      inner_steps=options.variants.inner_steps,
       **federated(options, federation, pfedme),
     )
 
@@ -70,9 +76,9 @@ def near_averaging(options: Options, federation: Federation) -> Job:
   def build(options, _):
     return ditto(
       federation.models[0],
-      penalty=options.penalty,
-      rate=decayed(options, options.weights_rate),
-      global_rate=decayed(options, options.fedavg_rate),
+      penalty=options.hyper.penalty,
+      rate=decayed(options, options.hyper.weights_rate),
+      global_rate=decayed(options, options.hyper.fedavg_rate),
       **federated(options, federation, ditto),
     )
 
@@ -87,11 +93,11 @@ def mutual_learning(options: Options, federation: Federation) -> Job:
     return fml(
       federation.models[0],
       federation.models,
-      lambda_p=options.lambda_p,
-      global_lambda_p=options.global_lambda_p,
-      temperature=options.temperature,
-      rate=decayed(options, options.weights_rate),
-      global_rate=decayed(options, options.global_rate),
+      lambda_p=options.hyper.lambda_p,
+      global_lambda_p=options.hyper.global_lambda_p,
+      temperature=options.hyper.temperature,
+      rate=decayed(options, options.hyper.weights_rate),
+      global_rate=decayed(options, options.hyper.global_rate),
       **federated(options, federation, fml),
     )
 
@@ -108,9 +114,9 @@ def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]
     return qupel(
       model,
       widest_codebook(options, variants),
-      penalty=options.penalty,
+      penalty=options.hyper.penalty,
       rates=personal_rates(options),
-      global_rate=decayed(options, options.global_rate),
+      global_rate=decayed(options, options.hyper.global_rate),
       **federated(options, federation, qupel),
     )
 

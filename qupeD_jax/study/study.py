@@ -1,10 +1,10 @@
 """Runs the jobs of an experiment and writes its results folder."""
 
-import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +23,15 @@ from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import Job, MakeJob, is_quantised, job_name
-from qupeD_jax.study.options import Federated, Options, check
+from qupeD_jax.study.options import Federated, Options, check, flat, replaced, settled
 from qupeD_jax.wrappers.sampling import num_participants
+
+
+class Outcome(NamedTuple):
+  """What an experiment returns."""
+
+  folder: Path  # of the results
+  summary: dict[str, dict]  # of summary.json, by method
 
 
 def run(
@@ -38,7 +45,7 @@ def run(
   keep_going: bool = False,
   split: Callable = fed.split,
   make_model: Callable = models.make,
-) -> Path:
+) -> Outcome:
   """Trains all jobs, prints the table, draws the pictures; goes on with a run that was cut off.
 
   Args:
@@ -54,7 +61,7 @@ def run(
     split, make_model: a partition and networks of one's own, as in `federation.load`.
 
   Returns:
-    The results folder.
+    The results folder and what its summary says.
 
   Raises:
     BadInput: an option is out of range or does not fit the data, the results folder is in use, or
@@ -62,22 +69,15 @@ def run(
     Diverged: a loss is no longer finite; not if `keep_going`.
     OutOfTime, Terminated: it was told to stop, and can go on from there.
   """
-  check(options)
-  console = Console()
-  federation = fed.load(options, split, make_model)
-  jobs = [make(options, federation) for make in make_jobs]
-  for job in jobs:
-    check(job.options)
+  console, options = Console(), settled(options)
+  federation, jobs = prepare(options, make_jobs, split, make_model)
   methods = [method for job in jobs for method in job.variants]
-  # Some file systems do not tell upper case from lower.
-  distinct = len({files.name_of(method).casefold() for method in methods}) == len(methods)
-  checks.require(distinct, "bits", options.bits, f"other than in {', '.join(methods)}")
   config = config_of(name, options)
   found = parts.read(taken, config)
   folder, say = folder_of(name, options), sayer(console)
   recorded = lambda folder: parts.finished(folder).summary.keys()
   with folders.held(folder), stopping.listening() as asked:
-    if folders.begin(folder, config, methods, recorded, fresh=options.fresh, say=say):
+    if folders.begin(folder, config, methods, recorded, fresh=options.run.fresh, say=say):
       console.print(f"{name}: {describe(options, federation)}")
       plots.clients(held_classes(federation), folder / "clients.png")
       saves = folders.saves(options, asked, say)
@@ -91,7 +91,41 @@ def run(
       for method in untaught(jobs, metrics.read_metrics(folder)):
         say(f"{method}: the server dropped every upload of every round, none was finite")
       console.print(f"results in {folder}")
-  return folder
+  return Outcome(folder, metrics.read_summary(folder))
+
+
+def run_all(
+  name: str, studies: Sequence[tuple[Federated, Sequence[MakeJob]]], **how: Any
+) -> tuple[Outcome, ...]:
+  """Runs several studies, one after the other; what one of them refuses is refused at the start.
+
+  Args:
+    name: of the experiment.
+    studies: the options of each, with a folder of its own, and its jobs.
+    how: as of `run`, of all of them.
+  """
+  for options, make_jobs in studies if len(studies) > 1 else ():
+    prepare(settled(options), make_jobs)
+  return tuple(run(name, options, make_jobs, **how) for options, make_jobs in studies)
+
+
+def prepare(
+  options: Federated,
+  make_jobs: Sequence[MakeJob],
+  split: Callable = fed.split,
+  make_model: Callable = models.make,
+) -> tuple[Federation, list[Job]]:
+  """Checks the options, loads the data and makes the jobs; raises BadInput as `run` does."""
+  check(options)
+  federation = fed.load(options, split, make_model)
+  jobs = [make(options, federation) for make in make_jobs]
+  for job in jobs:
+    check(job.options)
+  methods = [method for job in jobs for method in job.variants]
+  # Some file systems do not tell upper case from lower.
+  distinct = len({files.name_of(method).casefold() for method in methods}) == len(methods)
+  checks.require(distinct, "bits", options.bits, f"other than in {', '.join(methods)}")
+  return federation, jobs
 
 
 def run_jobs(
@@ -123,7 +157,7 @@ def run_jobs(
 
     def results_of(job):
       sitter = None
-      if job.options.store == "device":
+      if job.options.hardware.store == "device":
         taken = folder / portrait.FOLDER / files.name_of(job_name(job))
         sitter = portrait.of_job(job, taken, pictured)
       own = folders.of_job(saves, job, folder, sitter)
@@ -185,12 +219,12 @@ def draw(folder: Path) -> None:
 
 def config_of(name: str, options: Federated) -> dict:
   """Returns what config.json says an experiment was asked for."""
-  return {"experiment": name, **dataclasses.asdict(options), "seed_list": [*fed.seeds(options)]}
+  return {"experiment": name, **flat(options), "seed_list": [*fed.seeds(options)]}
 
 
 def folder_of(name: str, options: Federated) -> Path:
   """Returns the results folder of an experiment."""
-  return Path(options.out or Path("results") / name).expanduser()
+  return Path(options.run.out or Path("results") / name).expanduser()
 
 
 def recall(job: Job, finished: parts.Part) -> tuple[dict[str, dict], dict[str, dict]] | None:
@@ -290,13 +324,14 @@ def describe(options: Federated, federation: Federation) -> str:
   counted = splits.report(
     federation.splits[0], federation.train.y, federation.test.y, federation.num_classes
   )
-  facts = [options.dataset, *splits.summary(counted).splitlines()]
-  if options.min_test_rows is not None:
+  facts = [options.data.dataset, *splits.summary(counted).splitlines()]
+  if options.division.min_test_rows is not None:
     owner = fed.natural(options, federation.train, federation.test)
     writers = len(np.unique(federation.train.client))
     left_out = f"{writers - owner.max() - 1} of {writers} writers"
-    facts.append(f"{left_out} left out, with fewer than {options.min_test_rows} test rows")
-  return "; ".join([*facts, f"{options.seeds} seeds", f"models {', '.join(options.models)}"])
+    facts.append(f"{left_out} left out, with fewer than {options.division.min_test_rows} test rows")
+  names = ", ".join(options.networks.models)
+  return "; ".join([*facts, f"{options.run.seeds} seeds", f"models {names}"])
 
 
 def held_classes(federation: Federation) -> np.ndarray:
@@ -310,7 +345,7 @@ def round_traffic(job: Job) -> int:
   federation, options = job.federation, job.options
   bits = next(iter(job.variants.values())).bits
   cohorts = jax.tree.map(lambda leaf: leaf[0], fed.training(federation, bits, federation.groups))
-  share = options.participation
+  share = options.server.participation
   participants = [num_participants(len(group), share) for group in federation.groups]
   state, most = None, 0
   for phase in job.phases:
@@ -327,7 +362,7 @@ def round_traffic(job: Job) -> int:
 
 def about_privacy(job: Job, method: str) -> dict:
   """Returns what summary.json says of a method's privacy; nothing where no noise is added."""
-  options = dataclasses.replace(job.options, **job.variants[method].changes)
+  options = replaced(job.options, **job.variants[method].changes)
   rounds = sum(phase.rounds for phase in job.phases if phase.sends)
   found = faults.privacy_of(options, [len(group) for group in job.federation.groups], rounds)
   return {"privacy": found} if found else {}
@@ -336,7 +371,7 @@ def about_privacy(job: Job, method: str) -> dict:
 def about_inputs(options: Options, federation: Federation) -> dict:
   """Returns what a shipped model needs to be made anew with `models.make`, and on what."""
   return {
-    "dataset": options.dataset,
+    "dataset": options.data.dataset,
     "num_classes": federation.num_classes,
     "image_shape": federation.train.x.shape[1:],
     "mean": federation.mean,
@@ -351,7 +386,7 @@ def save_models(job: Job, trained: training.Trained, folder: Path) -> None:
   """
   options, federation = job.options, job.federation
   written = {
-    i * options.seeds: (method, variant)
+    i * options.run.seeds: (method, variant)
     for i, (method, variant) in enumerate(job.variants.items())
     if federation.num_clients == 1 or is_quantised({method: variant})
   }
@@ -361,7 +396,7 @@ def save_models(job: Job, trained: training.Trained, folder: Path) -> None:
     metadata = {
       "client": one.client,
       "bits": int(variant.bits[one.client]),
-      "seed": options.seed,
+      "seed": options.run.seed,
       "model": federation.names[one.group],
       "input": inputs,
     }

@@ -1,6 +1,5 @@
 """Trains a job: its variants and seeds side by side, phase after phase."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.jobs import Job, Phase, sampled
-from qupeD_jax.study.options import Federated, Options
+from qupeD_jax.study.options import Federated, Options, replaced, value_of
 from qupeD_jax.types import Algorithm, FedState, PyTree
 from qupeD_jax.wrappers.own_statistics import with_own_statistics
 
@@ -92,14 +91,14 @@ def shipped(job: Job, trained: Trained, chosen: Sequence[int]) -> Iterator[Shipp
   """Yields the personal models of some of a job's runs: those that `score_tests` scores."""
   data, groups = job.federation.train, job.federation.groups
   given = trained.build, trained.runs, trained.state, data
-  if job.options.store == "device":
-    mesh = parallel.make_mesh(job.options.devices)
+  if job.options.hardware.store == "device":
+    mesh = parallel.make_mesh(job.options.hardware.devices)
     for r, models in zip(chosen, loop.personal_models(*given, chosen, mesh), strict=True):
       for i, group in enumerate(groups):
         for k, client in enumerate(group):
           yield Shipped(r, i, int(client), *jax.tree.map(lambda leaf, k=k: leaf[k], models[i]))
     return
-  for group, models in streaming.personal_models(*given, job.options.participation):
+  for group, models in streaming.personal_models(*given, job.options.server.participation):
     for r, i in itertools.product(chosen, range(len(groups))):
       for k in np.flatnonzero(group.takes_part[i][r]):
         one = jax.tree.map(lambda leaf, r=r, k=k: leaf[r, k], models[i])
@@ -118,17 +117,17 @@ def _run(
 ) -> loop.Result:
   """Trains a phase, on the devices or with clients' states elsewhere."""
   options, build = job.options, functools.partial(_build, job.options, phase)
-  common = {"rounds": phase.rounds, "every": min(options.eval_every, phase.rounds)}
+  common = {"rounds": phase.rounds, "every": min(options.run.eval_every, phase.rounds)}
   common |= {"scored": scored, "callback": callback}
-  given, fraction = (runs, job.federation.train), options.participation
-  if options.store == "device":
+  given, fraction = (runs, job.federation.train), options.server.participation
+  if options.hardware.store == "device":
     resident = lambda setting: sampled(options, phase, build(setting))
     measure = functools.partial(_measure, options, phase) if phase.measures else None
-    common |= {"state": state, "pause": pause, "mesh": parallel.make_mesh(options.devices)}
+    common |= {"state": state, "pause": pause, "mesh": parallel.make_mesh(options.hardware.devices)}
     return loop.run(resident, *given, measure=measure, **common)
   allowed = f"device, where {', '.join(phase.measures)} is measured"
-  checks.require(not phase.measures, "store", options.store, allowed)
-  place = store.on_host if options.store == "host" else store.on_disk(folder)
+  checks.require(not phase.measures, "store", options.hardware.store, allowed)
+  place = store.on_host if options.hardware.store == "host" else store.on_disk(folder)
   result = streaming.run(build, *given, fraction=fraction, alone=phase.alone, place=place, **common)
   # Those that never trained are needed too: to start the next phase, and as models to be shipped.
   state = streaming.completed(build, runs, result.state, job.federation.train, fraction)
@@ -168,10 +167,10 @@ def _keys(job: Job) -> jax.Array:
   that no noise is ever added twice.
   """
   runs, options = methods_of_runs(job), job.options
-  changed = (dataclasses.replace(options, **v.changes) for v in job.variants.values())
+  changed = (replaced(options, **v.changes) for v in job.variants.values())
   if not any(map(faults.adds_noise, changed)):
     return jax.vmap(jax.random.key)(np.array([seed for _, seed in runs], np.uint32))
-  secret = rng.secret() if options.noise_seed is None else options.noise_seed
+  secret = rng.secret() if options.server.noise_seed is None else options.server.noise_seed
   words = np.stack([rng.derived_seed(secret, *run) for run in runs])
   return jax.random.wrap_key_data(parallel.from_first_process(words))
 
@@ -213,14 +212,14 @@ def _repeated(chunk: loop.Report, copies: int) -> loop.Report:
 def _build(options: Options, phase: Phase, setting) -> Algorithm:
   """Builds a phase's algorithm for one run: its changes to the options, and where it starts."""
   changes, trained = setting
-  algorithm = phase.build(dataclasses.replace(options, **changes), trained)
-  return with_own_statistics(algorithm) if options.own_statistics else algorithm
+  algorithm = phase.build(replaced(options, **changes), trained)
+  return with_own_statistics(algorithm) if options.server.own_statistics else algorithm
 
 
 def _measure(options: Options, phase: Phase, setting, state: FedState, data, cohorts) -> dict:
   """Takes a phase's measures of one run."""
   changes, _ = setting
-  own = dataclasses.replace(options, **changes)
+  own = replaced(options, **changes)
   return {name: measure(own, state, data, cohorts) for name, measure in phase.measures.items()}
 
 
@@ -229,8 +228,8 @@ def _changes(job: Job) -> dict[str, np.ndarray]:
   names = {name for variant in job.variants.values() for name in variant.changes}
   return {
     name: np.repeat(
-      np.float32([v.changes.get(name, getattr(job.options, name)) for v in job.variants.values()]),
-      job.options.seeds,
+      np.float32([v.changes.get(name, value_of(job.options, name)) for v in job.variants.values()]),
+      job.options.run.seeds,
     )
     for name in sorted(names)
   }
@@ -238,7 +237,7 @@ def _changes(job: Job) -> dict[str, np.ndarray]:
 
 def runs_of(variant: int, options: Federated) -> slice:
   """Returns which runs are those of a job's variant, counted from 0: all its seeds."""
-  return slice(variant * options.seeds, (variant + 1) * options.seeds)
+  return slice(variant * options.run.seeds, (variant + 1) * options.run.seeds)
 
 
 def methods_of_runs(job: Job) -> list[tuple[str, int]]:
@@ -251,16 +250,16 @@ def score_tests(job: Job, trained: Trained) -> dict[str, np.ndarray]:
   options, federation = job.options, job.federation
   testing = _scored_rows(job, fed.testing(federation, federation.groups))
   given = trained.build, trained.runs, trained.state, federation.train, testing
-  if options.store == "device":
-    return loop.score(*given, parallel.make_mesh(options.devices))
-  return streaming.score(*given, options.participation)
+  if options.hardware.store == "device":
+    return loop.score(*given, parallel.make_mesh(options.hardware.devices))
+  return streaming.score(*given, options.server.participation)
 
 
 def _over_variants(job: Job, cohorts_of: Callable) -> tuple:
   """Joins the runs of all variants: cohorts [variants * seeds, K, ...], K filled up for devices."""
   parts = [cohorts_of(variant.bits) for variant in job.variants.values()]
   joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-  mesh = parallel.make_mesh(job.options.devices)
+  mesh = parallel.make_mesh(job.options.hardware.devices)
   slots = lambda cohort: parallel.slots(cohort.size.shape[-1], mesh)
   return tuple(pad_clients(cohort, slots(cohort)) for cohort in joined)
 

@@ -1,7 +1,5 @@
 """Data of one's own: arrays and files of them, images and rows of features."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import arrays, sources
 from qupeD_jax.study import federation, study
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 from qupeD_jax.types import Dataset
 from tests import mutate
 
@@ -132,8 +130,10 @@ def test_float_images_are_averaged_without_rounding():
 
 
 def test_networks_see_each_feature_normalised(tmp_path):
-  options = Options(dataset=str(saved(tmp_path / "rows.npz")), clients=2, classes_per_client=2)
-  found = federation.load(dataclasses.replace(options, seeds=1, batch_size=4, validation=0.2))
+  options = replaced(Options(), dataset=str(saved(tmp_path / "rows.npz")), clients=2)
+  found = federation.load(
+    replaced(options, classes_per_client=2, seeds=1, batch_size=4, validation=0.2)
+  )
   np.testing.assert_allclose(found.mean, ROWS.mean(axis=0), rtol=1e-5)
   np.testing.assert_allclose(found.std, ROWS.std(axis=0), rtol=1e-2)
   variables = found.models[0].init(jax.random.key(0))
@@ -143,8 +143,9 @@ def test_networks_see_each_feature_normalised(tmp_path):
 
 def test_writers_without_test_rows_are_left_out_and_counted(tmp_path):
   owners = {"client_train": np.repeat([4, 7], 20), "client_test": np.full(10, 7)}
-  options = Options(dataset=str(saved(tmp_path / "rows.npz", **owners)), partition="natural")
-  options = dataclasses.replace(options, clients=1, seeds=1, batch_size=4, min_test_rows=5)
+  path = str(saved(tmp_path / "rows.npz", **owners))
+  options = replaced(Options(), dataset=path, partition="natural")
+  options = replaced(options, clients=1, seeds=1, batch_size=4, min_test_rows=5)
   found = federation.load(options)
   np.testing.assert_array_equal(np.sort(found.splits[0].test.rows), np.arange(10))
   assert "1 of 2 writers left out, with fewer than 5 test rows" in study.describe(options, found)

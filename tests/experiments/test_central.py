@@ -1,6 +1,5 @@
 """Algorithm 1 on one machine: its quantisers, its schedules, its start, and what it leaves."""
 
-import dataclasses
 import functools
 
 import chex
@@ -17,13 +16,14 @@ from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.results import metrics
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study import folders, study, training
+from qupeD_jax.study.options import replaced
 
 SMALL = {
   "dataset": "digits", "models": ("mlp2",), "dtype": "float32", "bits": (2,), "rounds": 3,
   "finetune_rounds": 1, "local_steps": 2, "batch_size": 16, "eval_every": 1, "seeds": 1,
   "augment": False, "measured_rows": 0,
 }  # fmt: skip
-OPTIONS = dataclasses.replace(cifar10_resnet20_table.DEFAULTS, **SMALL)
+OPTIONS = replaced(cifar10_resnet20_table.DEFAULTS, **SMALL)
 KEY = jax.random.key(5)
 
 
@@ -33,7 +33,7 @@ def federation():
 
 
 def job_of(method, **changes):
-  return central._job(method, dataclasses.replace(OPTIONS, **changes), federation())
+  return central._job(method, replaced(OPTIONS, **changes), federation())
 
 
 def cohorts_of(job):
@@ -93,7 +93,7 @@ def test_the_gradient_mapping_is_measured_along_training_alone():
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_algorithm_1_is_local_training_of_one_client(share):
   plain = {"finetune_rounds": 0, "momentum": 0.0, "weight_decay": 0.0, "straight_through": share}
-  options, job = dataclasses.replace(OPTIONS, **plain), job_of("Algorithm 1", **plain)
+  options, job = replaced(OPTIONS, **plain), job_of("Algorithm 1", **plain)
   quantizer = quantizers.learned_codebook(max_bits=2, clip=10.0, clip_weights=1.0)
   work = {"rates": central.rates(options), "local_steps": 2, "batch_size": 16}
   alone = local(federation().models, quantizer, straight_through=share, **work)
@@ -112,8 +112,8 @@ def test_algorithm_1_is_local_training_of_one_client(share):
 
 # --- schedules
 
-LONG = dataclasses.replace(OPTIONS, rounds=250, local_steps=4)  # an epoch is 4 steps
-STEPS = np.arange(LONG.rounds * LONG.local_steps)
+LONG = replaced(OPTIONS, rounds=250, local_steps=4)  # an epoch is 4 steps
+STEPS = np.arange(LONG.work.rounds * LONG.work.local_steps)
 
 
 def over_steps(schedule):
@@ -122,7 +122,7 @@ def over_steps(schedule):
 
 @pytest.mark.parametrize(("name", "epochs"), [("weights", (100, 150)), ("centers", (80, 140))])
 def test_rates_fall_to_a_tenth_twice(name, epochs):
-  first = getattr(LONG, f"{name}_rate")
+  first = getattr(LONG.hyper, f"{name}_rate")
   falls = np.searchsorted(np.multiply(4, epochs), STEPS, side="right")
   rate = over_steps(getattr(central.rates(LONG), name))
   np.testing.assert_allclose(rate, first / 10.0**falls, rtol=1e-5)
@@ -131,7 +131,7 @@ def test_rates_fall_to_a_tenth_twice(name, epochs):
 def test_what_a_step_pulls_grows_without_a_jump():
   rates = central.rates(LONG)
   pull = over_steps(lambda step: rates.proximity(step) * rates.weights(step))
-  first = LONG.proximity * LONG.weights_rate
+  first = LONG.hyper.proximity * LONG.hyper.weights_rate
   np.testing.assert_allclose(pull, first * (1 + 249 * STEPS / len(STEPS)), rtol=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_relaxation_grows_by_a_fiftieth_every_epoch():
 
 
 def test_schedules_stretch_to_the_rounds_there_are():
-  short = dataclasses.replace(LONG, rounds=25)
+  short = replaced(LONG, rounds=25)
   rates = central.rates(short), central.rates(LONG)
   for step in (0, 39, 40, 59, 60, 99):
     assert rates[0].weights(step) == pytest.approx(float(rates[1].weights(10 * step)))
@@ -200,8 +200,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_option_is_refused_before_any_data_is_read(name, monkeypatch):
   monkeypatch.setattr(fed, "load", None)
-  options = dataclasses.replace(OPTIONS, **{name: BAD[name]})
-  with pytest.raises(BadInput, match="--" + name.replace("_", "-")):
+  options = replaced(OPTIONS, **{name: BAD[name]})
+  with pytest.raises(BadInput, match=f"^{name} "):
     central.run("table", options)
 
 
@@ -209,10 +209,10 @@ def test_a_bad_option_is_refused_before_any_data_is_read(name, monkeypatch):
 
 
 def test_a_study_leaves_its_table_and_pictures(tmp_path):
-  options = dataclasses.replace(
+  options = replaced(
     OPTIONS, only=("ProxQuant",), eval_every=2, rounds=4, measured_rows=20, out=str(tmp_path)
   )
-  assert central.run("table", options) == tmp_path
+  assert central.run("table", options).folder == tmp_path
   assert list(metrics.read_summary(tmp_path)) == ["ProxQuant 2 bit"]
   for row in metrics.read_metrics(tmp_path):
     # Chunks of 2 rounds, then one of 1, and the fine-tuning.

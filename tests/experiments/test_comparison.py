@@ -18,13 +18,13 @@ from qupeD_jax.engine import loop
 from qupeD_jax.results import metrics
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study import jobs, methods, study, training
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Hyperparameters, Options, replaced
 
 SMALL = {
   "dataset": "digits", "models": ("mlp2",), "clients": 6, "rounds": 4, "finetune_rounds": 1,
   "local_steps": 1, "batch_size": 4, "seeds": 2, "eval_every": 4, "inner_steps": 2,
 }  # fmt: skip
-OPTIONS = Options(**SMALL)
+OPTIONS = replaced(Options(), **SMALL)
 NAMES = [entry.name for entry in comparison.ENTRIES]
 
 
@@ -54,7 +54,7 @@ def test_every_job_trains_for_all_rounds(entry, federation):
   """Shapes only: all phases follow on each other, and every phase's algorithm takes its state."""
   for make in (entry.make, entry.tune):
     job = make(OPTIONS, federation)
-    assert sum(phase.rounds for phase in job.phases) == OPTIONS.rounds
+    assert sum(phase.rounds for phase in job.phases) == OPTIONS.work.rounds
     assert study.round_traffic(job) >= 0
     bits = next(iter(job.variants.values())).bits
     cohorts = jax.tree.map(
@@ -83,7 +83,7 @@ def one_round(phase, trained, key, data, cohorts):
 def test_the_tuned_variant_is_the_one_that_is_named(entry, federation):
   assert tuple(entry.tune(OPTIONS, federation).variants) == (entry.name,)
   assert entry.name in entry.make(OPTIONS, federation).variants
-  known = {field.name for field in dataclasses.fields(Options)}
+  known = {field.name for field in dataclasses.fields(Hyperparameters)}
   assert set(entry.grid) <= known
 
 
@@ -131,7 +131,7 @@ def test_phases_follow_on_each_other(federation):
   job = methods.averaging_then_local(OPTIONS, federation)
   first = job._replace(phases=job.phases[:1])
   server = train(first).state.server
-  still = dataclasses.replace(OPTIONS, fedavg_finetune_rate=1e-9)
+  still = replaced(OPTIONS, fedavg_finetune_rate=1e-9)
   (clients,) = train(job._replace(options=still)).state.clients
   for one, all_ in zip(
     jax.tree.leaves(server[0]["params"]), jax.tree.leaves(clients.variables["params"]), strict=True
@@ -147,7 +147,7 @@ def test_traffic_is_that_of_the_servers_that_there_are(federation):
   together = bytes_of(methods.federated_averaging(OPTIONS, federation))
   assert bytes_of(methods.averaging_then_local(OPTIONS, federation)) == together
   assert bytes_of(methods.local_training(OPTIONS, federation)) == 0
-  two = fed.load(dataclasses.replace(OPTIONS, models=("mlp2", "mlp"), bits=(2,)))
+  two = fed.load(replaced(OPTIONS, models=("mlp2", "mlp"), bits=(2,)))
   half = len(two.groups[0])
   small, large = (
     bytes_of(methods.federated_averaging(OPTIONS, fed.of_server(two._replace(models=(m,)))))
@@ -200,12 +200,12 @@ def test_the_search_takes_the_best_on_validation_rows_and_never_tests(tmp_path, 
 
   monkeypatch.setattr(loop, "score", tested)
   monkeypatch.setattr(fed, "testing", tested)
-  options = Tuning(**SMALL, out=str(tmp_path), only=("local", "QuPeD+ 2 bit"))
-  folder = tuning.run("search", options)
+  options = replaced(Tuning(), **SMALL, out=str(tmp_path), only=("local", "QuPeD+ 2 bit"))
+  folder, _ = tuning.run("search", options)
   rows = metrics.read_metrics(folder)
   last = {}
   for row in rows:
-    if row["round"] == options.rounds:
+    if row["round"] == options.work.rounds:
       last.setdefault(row["method"], []).append(row["accuracy"])
   assert len(last) == 8
   values = tuned.read(folder / "tuned.toml")["digits_mlp2"]
@@ -222,7 +222,7 @@ def test_a_configuration_that_diverges_is_left_out(tmp_path, monkeypatch, capsys
   grid = {"weights_rate": (0.1, 1e30)}
   entry = comparison.ENTRIES[0]._replace(grid=grid)
   monkeypatch.setattr(comparison, "ENTRIES", (entry,))
-  folder = tuning.run("search", Tuning(**SMALL, out=str(tmp_path)))
+  folder, _ = tuning.run("search", replaced(Tuning(), **SMALL, out=str(tmp_path)))
   assert "left out: local #1" in " ".join(capsys.readouterr().out.split())
   assert tuned.read(folder / "tuned.toml") == {"digits_mlp2": {"local": {}}}  # 0.1 is the default
   assert "diverged" in (folder / "tuning.md").read_text("utf-8").splitlines()[-1]
@@ -232,8 +232,8 @@ def test_a_search_that_crashed_goes_on_where_it_was(tmp_path, monkeypatch, capsy
   second = comparison.ENTRIES[0]._replace(grid={"weights_rate": (0.1, 1e30, 0.2)})
   first = second._replace(name="same", grid={"weights_rate": (0.1, 0.2)})
   monkeypatch.setattr(comparison, "ENTRIES", (first, second))
-  options = Tuning(**SMALL, checkpoint_every=1, out=str(tmp_path / "crashed"))
-  whole = tuning.run("search", dataclasses.replace(options, out=str(tmp_path / "whole")))
+  options = replaced(Tuning(), **SMALL, checkpoint_every=1, out=str(tmp_path / "crashed"))
+  whole, _ = tuning.run("search", replaced(options, out=str(tmp_path / "whole")))
   with monkeypatch.context() as patch:
     # 4 chunks of the first; 1 of the second until #1 diverges, 2 of 4 when it trains anew.
     chunks = iter(range(6))
@@ -245,7 +245,7 @@ def test_a_search_that_crashed_goes_on_where_it_was(tmp_path, monkeypatch, capsy
   trained, train = [], training.train
   count = lambda job, *rest: trained.append(list(job.variants)) or train(job, *rest)
   monkeypatch.setattr(training, "train", count)
-  folder = tuning.run("search", options)
+  folder, _ = tuning.run("search", options)
   assert trained == [["local #0", "local #2"]]
   for name in ("metrics.jsonl", "tuned.toml", "tuning.md", "tuning.json"):
     assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
@@ -267,7 +267,7 @@ def test_a_table_for_every_number_of_classes(tmp_path, values):
   own = {"classes_per_client": (2, 3), "only": ("local", "QuPeD 32 bit"), "rounds": 1}
   own["finetune_rounds"] = 0
   changes = SMALL | own
-  options = Comparison(**changes, tuned=values, out=str(tmp_path))
+  options = replaced(Comparison(), **changes, tuned=values, out=str(tmp_path))
   comparison.run("table", options)
   for count in (2, 3):
     folder = tmp_path / f"{count}_classes"
@@ -287,7 +287,7 @@ def untrained(monkeypatch):
 
   def run_job(job, folder, bar, saves, sitter):
     del saves, sitter
-    seeds, clients = job.options.seeds, job.federation.num_clients
+    seeds, clients = job.options.run.seeds, job.federation.num_clients
     rng = np.random.default_rng(len(job.variants))
     entries, accuracies = {}, {}
     for method, variant in job.variants.items():
@@ -306,7 +306,7 @@ def untrained(monkeypatch):
 def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values, monkeypatch):
   def table(folder, only=(), parts=()):
     own = SMALL | {"classes_per_client": (3,), "only": only, "parts": parts}
-    comparison.run("table", Comparison(**own, tuned=values, out=str(tmp_path / folder)))
+    comparison.run("table", replaced(Comparison(), **own, tuned=values, out=str(tmp_path / folder)))
     return tmp_path / folder
 
   entries = tuple(e for e in comparison.ENTRIES if e.name in ("local", "FedAvg", "QuPeD 32 bit"))
@@ -324,16 +324,16 @@ def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values,
 
 def test_parts_of_another_experiment_are_refused(untrained, tmp_path, values):
   own = SMALL | {"classes_per_client": (3,), "only": ("local",)}
-  first = Comparison(**own, tuned=values, out=str(tmp_path / "first"))
+  first = replaced(Comparison(), **own, tuned=values, out=str(tmp_path / "first"))
   comparison.run("table", first)
   other = {"out": str(tmp_path / "other"), "parts": (str(tmp_path / "first"),), "batch_size": 5}
-  with pytest.raises(BadInput, match="first: made with batch_size 4; allowed is 5, as here"):
-    comparison.run("table", dataclasses.replace(first, **other))
+  with pytest.raises(BadInput, match="first: made with `batch_size` 4; allowed is 5, as here"):
+    comparison.run("table", replaced(first, **other))
 
 
 def options_of(experiment, folder, values, **changes):
   own = SMALL | {"tuned": values, "out": str(folder)} | changes
-  return dataclasses.replace(experiment.DEFAULTS, **own)
+  return replaced(experiment.DEFAULTS, **own)
 
 
 def test_mixed_bits(untrained, tmp_path, values):
@@ -376,7 +376,7 @@ def test_ablations(untrained, tmp_path, values):
 def test_other_local_steps_are_as_many_in_all(federation, values):
   options = options_of(ablations, None, values, rounds=8, finetune_rounds=2, local_steps=5)
   jobs_ = [make(options, federation) for make in ablations.local_steps(options)]
-  assert [job.options.local_steps for job in jobs_] == [5, 10, 20]
+  assert [job.options.work.local_steps for job in jobs_] == [5, 10, 20]
   assert [[phase.rounds for phase in job.phases] for job in jobs_] == [[6, 2], [3, 1], [2]]
 
 
@@ -402,7 +402,7 @@ def test_options_of_a_step_reach_the_algorithms(federation, option):
   rows = jax.tree.map(lambda leaf: leaf[0], rows)
 
   def server(on):
-    options = dataclasses.replace(OPTIONS, local_steps=2, **{option: on})
+    options = replaced(OPTIONS, local_steps=2, **{option: on})
     phase, _ = methods.quped_quantised(options, federation, bits=(2,)).phases
     algorithm, key = phase.build(options, None), jax.random.key(0)
 
@@ -421,5 +421,5 @@ def test_own_statistics_wrap_what_is_scored(federation, monkeypatch):
   monkeypatch.setattr(training, "with_own_statistics", lambda a: wrapped.append(a) or a)
   (phase,) = methods.federated_averaging(OPTIONS, federation).phases
   for on in (False, True):
-    training._build(dataclasses.replace(OPTIONS, own_statistics=on), phase, ({}, None))
+    training._build(replaced(OPTIONS, own_statistics=on), phase, ({}, None))
     assert len(wrapped) == on

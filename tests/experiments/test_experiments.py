@@ -1,6 +1,5 @@
 """Experiments from end to end, very small: what lies in the results folder, and how runs end."""
 
-import dataclasses
 import functools
 import io
 import json
@@ -24,8 +23,9 @@ from qupeD_jax.results import metrics
 from qupeD_jax.study import cli, methods, study
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability.progress import Bar
+from qupeD_jax.study.options import flat, replaced
 
-OPTIONS = dataclasses.replace(
+OPTIONS = replaced(
   quickstart.DEFAULTS,
   clients=8,
   models=("mlp", "mlp2"),
@@ -36,7 +36,7 @@ OPTIONS = dataclasses.replace(
   eval_every=2,
   seeds=2,
 )
-SMALLER = dataclasses.replace(OPTIONS, models=("mlp",), finetune_rounds=0, rounds=2, seeds=1)
+SMALLER = replaced(OPTIONS, models=("mlp",), finetune_rounds=0, rounds=2, seeds=1)
 TYPED = ("--clients", "8", "--models", "mlp", "--rounds", "4", "--finetune-rounds", "1")
 TYPED += ("--local-steps", "1", "--eval-every", "1", "--seed", "5", "--seeds", "1")
 JOBS = (
@@ -48,7 +48,7 @@ COSTS = {"bits", "bytes_per_model", "bytes_per_round", "flops_per_example", "sec
 
 
 def run(folder, options=OPTIONS, jobs=JOBS):
-  return study.run("tiny", dataclasses.replace(options, out=str(folder)), jobs)
+  return study.run("tiny", replaced(options, out=str(folder)), jobs).folder
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def read(path):
 
 def rebuilt(config):
   """Makes Options of a config.json."""
-  names = [field.name for field in dataclasses.fields(quickstart.DEFAULTS)]
   as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
-  return type(OPTIONS)(**{name: as_tuple(config["config"][name]) for name in names})
+  values = {name: as_tuple(config["config"][name]) for name in flat(OPTIONS)}
+  return replaced(quickstart.DEFAULTS, **values)
 
 
 # --- what a run leaves
@@ -82,7 +82,7 @@ def test_the_folder_holds_what_was_promised(results):
 
 def test_the_config_tells_options_seeds_and_versions(results):
   config = read(results / "config.json")
-  assert rebuilt(config) == dataclasses.replace(OPTIONS, out=str(results))
+  assert rebuilt(config) == replaced(OPTIONS, out=str(results))
   assert config["config"]["experiment"] == "tiny"
   assert config["config"]["seed_list"] == [0, 1]
   assert {"qupeD_jax", "jax", "python"} <= set(config["environment"])
@@ -198,7 +198,7 @@ def test_shipped_models_have_the_precision_they_say(results):
   ids=lambda changes: "-".join(changes),
 )
 def test_another_federation_trains(tmp_path, changes):
-  folder = run(tmp_path, dataclasses.replace(SMALLER, **changes), [methods.federated_averaging])
+  folder = run(tmp_path, replaced(SMALLER, **changes), [methods.federated_averaging])
   rows = metrics.read_metrics(folder)
   assert [row["round"] for row in rows] == [1, 2]
   assert all(np.isfinite(row["loss"]) for row in rows)
@@ -212,7 +212,7 @@ def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
   """FedAvg of half the clients, once for two methods, then all of them alone."""
   written = []
   for store in ("device", "disk"):
-    options = dataclasses.replace(SMALLER, participation=0.5, finetune_rounds=1, store=store)
+    options = replaced(SMALLER, participation=0.5, finetune_rounds=1, store=store)
     job = functools.partial(methods.averaging_then_local, bits=(2,))
     folder = run(tmp_path / store, options, [job])
     written.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "accuracies.json")])
@@ -226,7 +226,7 @@ def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
 def test_partitions_deal_differently():
   classes = {}
   for partition in ("by_class", "dirichlet", "iid"):
-    options = dataclasses.replace(SMALLER, partition=partition, alpha=0.3, batch_size=1)
+    options = replaced(SMALLER, partition=partition, alpha=0.3, batch_size=1)
     classes[partition] = (study.held_classes(fed.load(options)) > 0).sum(axis=1)
   assert set(classes["by_class"]) == {3}
   assert set(classes["iid"]) == {10}
@@ -234,10 +234,10 @@ def test_partitions_deal_differently():
 
 
 def test_partial_batches_let_a_small_client_in():
-  options = dataclasses.replace(SMALLER, partition="dirichlet", alpha=0.3, batch_size=64)
+  options = replaced(SMALLER, partition="dirichlet", alpha=0.3, batch_size=64)
   with pytest.raises(BadInput, match="batch_size 64"):
     fed.load(options)
-  admitted = fed.load(dataclasses.replace(options, partial_batches=True))
+  admitted = fed.load(replaced(options, partial_batches=True))
   assert ragged.sizes(admitted.splits[0].train).min() < 64
 
 
@@ -247,7 +247,7 @@ def test_two_methods_of_one_name_are_refused(tmp_path):
     functools.partial(methods.quped_quantised, mixed=True),
   )
   with pytest.raises(BadInput, match=r"^bits"):
-    run(tmp_path, dataclasses.replace(SMALLER, bits=(32,)), jobs)
+    run(tmp_path, replaced(SMALLER, bits=(32,)), jobs)
 
 
 def test_the_bar_shows_the_numbers_in_80_columns():

@@ -1,6 +1,5 @@
 """Clients that are lost, slow or corrupt: against rounds without them, and a loop in numpy."""
 
-import dataclasses
 import functools
 import io
 
@@ -18,7 +17,7 @@ from qupeD_jax.federation import aggregators, client, corruption, privacy
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.study import faults, jobs, study
 from qupeD_jax.study.errors import Diverged
-from qupeD_jax.study.options import Options, check
+from qupeD_jax.study.options import Options, check, replaced
 from qupeD_jax.wrappers.faults import with_dropout, with_stragglers
 from qupeD_jax.wrappers.sampling import with_sampling
 from tests import toy
@@ -232,7 +231,7 @@ def test_the_corrupt_are_as_many_as_told_the_same_in_a_run_and_others_in_another
 
 def test_a_method_combines_as_it_does_by_itself_unless_told_otherwise():
   options = Options()
-  of = lambda **changes: faults.aggregate_of(dataclasses.replace(options, **changes), 8, fedavg)
+  of = lambda **changes: faults.aggregate_of(replaced(options, **changes), 8, fedavg)
   groups = tuple(c._replace(size=np.int32([1, 2, 3, 4])) for c in cohorts())
   sizes = np.float32([1, 2, 3, 4] * 2)
   table = np.concatenate([s["w"] for s in SENT])
@@ -267,7 +266,7 @@ def test_a_method_combines_as_it_does_by_itself_unless_told_otherwise():
 )
 def test_bad_options_are_refused_in_one_line(values, message):
   with pytest.raises(BadInput) as raised:
-    check(Options(**values))
+    check(replaced(Options(), **values))
   assert str(raised.value) == message
 
 
@@ -290,13 +289,13 @@ def test_epsilon_falls_with_the_noise_and_with_the_share_of_those_who_take_part(
 
 
 def test_privacy_counts_the_group_of_which_the_largest_share_takes_part():
-  options = Options(aggregate="clipped_mean", noise_multiplier=4.0, participation=0.2)
+  options = replaced(Options(), aggregate="clipped_mean", noise_multiplier=4.0, participation=0.2)
   found = faults.privacy_of(options, [20, 3], rounds=5)  # 4 of 20 and 1 of 3
   assert found["delta"] == pytest.approx(23**-1.1)
   pair = {"clients": 3, "participants": 1, "rounds": 5, "delta": found["delta"]}
   assert found["epsilon"] == privacy.epsilon(4.0, **pair)
   for none in ({"noise_multiplier": 0.0}, {"aggregate": "mean"}):
-    assert faults.privacy_of(dataclasses.replace(options, **none), [20, 3], 5) is None
+    assert faults.privacy_of(replaced(options, **none), [20, 3], 5) is None
 
 
 # --- a study of methods of which some diverge
@@ -333,7 +332,7 @@ def test_methods_that_diverge_are_left_out_and_the_others_trained_anew():
 def test_methods_whose_every_upload_was_dropped_are_named(counts, named):
   """By what metrics.jsonl has of each round: who took part, and whose upload was dropped."""
   phases = jobs.Phase(2, None, sends=True), jobs.Phase(1, None)
-  job = jobs.Job(Options(seeds=1), None, {"ours": None}, phases)
+  job = jobs.Job(replaced(Options(), seeds=1), None, {"ours": None}, phases)
   rows = [
     {"method": "ours", "seed": 0, "round": i, "clients": clients, "dropped": dropped}
     for i, (clients, dropped) in enumerate(counts, start=1)

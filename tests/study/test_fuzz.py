@@ -4,7 +4,6 @@ The suite draws a few; `pytest tests/test_fuzz.py --hypothesis-profile=thorough`
 takes hours.
 """
 
-import dataclasses
 import functools
 import math
 import tempfile
@@ -16,6 +15,7 @@ from experiments import quickstart
 from qupeD_jax import command_line
 from qupeD_jax.results import metrics, plots
 from qupeD_jax.study import cli, methods, rivals, study
+from qupeD_jax.study.options import Options, flat, replaced
 
 TRAINED, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 LONGEST = 300  # characters of a line that refuses
@@ -111,6 +111,8 @@ JOBS = (
   functools.partial(rivals.weight_space, bits=(2,)),
 )
 
+ALL = replaced(Options(), **flat(quickstart.DEFAULTS))
+
 
 @st.composite
 def typed(draw):
@@ -125,7 +127,7 @@ def typed(draw):
 
 
 def test_every_option_is_drawn():
-  assert {field.name for field in dataclasses.fields(quickstart.DEFAULTS)} - {"out"} == set(VALUES)
+  assert set(flat(ALL)) - {"out"} == set(VALUES)
 
 
 @settings(
@@ -135,6 +137,7 @@ def test_every_option_is_drawn():
 @given(arguments=typed(), job=st.sampled_from(JOBS))
 def test_a_drawn_command_line_trains_or_is_refused_in_one_line(arguments, job, monkeypatch, capfd):
   monkeypatch.setattr(quickstart, "JOBS", (job,))
+  monkeypatch.setattr(quickstart, "DEFAULTS", ALL)
   for module, name in (
     (study, "draw"),
     (plots, "clients"),

@@ -17,11 +17,11 @@ from qupeD_jax.engine import parallel
 from qupeD_jax.results import metrics
 from qupeD_jax.study import cli
 from qupeD_jax.study.durability import hosts
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 from tests.federates import OPTIONS
 
 ROOT = Path(__file__).parents[2]
-ROWS = OPTIONS.rounds * OPTIONS.seeds
+ROWS = OPTIONS.work.rounds * OPTIONS.run.seeds
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_two_processes_find_what_one_does_and_a_lost_one_can_be_replaced(start, 
 )
 def test_what_says_not_where_processes_meet_is_refused(given, line):
   with pytest.raises(BadInput) as refused:
-    hosts.check(Options(**given))
+    hosts.check(replaced(Options(), **given))
   assert str(refused.value) == line
 
 
@@ -128,13 +128,13 @@ def test_what_says_not_where_processes_meet_is_refused(given, line):
 )
 def test_clients_share_the_cores_where_that_is_faster(given, devices, monkeypatch):
   monkeypatch.setattr(parallel, "cores", lambda: 8)
-  assert hosts.usual_devices(Options(**{"clients": 24, **given})) == devices
+  assert hosts.usual_devices(replaced(Options(), **{"clients": 24, **given})) == devices
 
 
 @pytest.mark.parametrize(("given", "devices"), [({}, 3), ({"devices": 2}, 2), ({"clients": 1}, 1)])
 def test_a_run_knows_its_number_of_devices(given, devices, monkeypatch):
   monkeypatch.setattr(parallel, "cores", lambda: 3)
-  assert hosts.join(Options(**given)).devices == devices
+  assert hosts.join(replaced(Options(), **given)).hardware.devices == devices
 
 
 def test_an_abort_is_put_into_one_line(monkeypatch, capfd):

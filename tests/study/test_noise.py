@@ -1,6 +1,5 @@
 """Keys of runs with noise: secret, another for every run and at every start."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 
 from qupeD_jax.study import faults, jobs, methods, study, training
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 
-OPTIONS = Options(
+OPTIONS = replaced(
+  Options(),
   models=("mlp2",), clients=3, classes_per_client=10, rounds=1, finetune_rounds=0, local_steps=1,
   batch_size=2, seeds=2, aggregate="clipped_mean", noise_multiplier=1.0,
 )  # fmt: skip
@@ -25,7 +25,7 @@ def federation():
 
 
 def keys(make=methods.federated_averaging, **values):
-  job = make(dataclasses.replace(OPTIONS, **values), federation())
+  job = make(replaced(OPTIONS, **values), federation())
   return [tuple(words) for words in jax.random.key_data(training._keys(job)).tolist()]
 
 
@@ -56,7 +56,7 @@ def test_a_level_of_noise_among_variants_makes_all_keys_secret():
 
 def test_trained_again_the_noise_is_other_noise_unless_its_seed_is_given():
   def trained(**values):
-    job = methods.federated_averaging(dataclasses.replace(OPTIONS, **values), federation())
+    job = methods.federated_averaging(replaced(OPTIONS, **values), federation())
     state = training.train(job, lambda done, chunk: None).state
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.server)])
 
@@ -66,7 +66,7 @@ def test_trained_again_the_noise_is_other_noise_unless_its_seed_is_given():
 
 
 def test_what_the_noise_is_worth_is_told_where_its_seed_is_secret():
-  worth = lambda **values: faults.privacy_of(dataclasses.replace(OPTIONS, **values), [3], rounds=1)
+  worth = lambda **values: faults.privacy_of(replaced(OPTIONS, **values), [3], rounds=1)
   assert worth()["epsilon"] > 0
   assert worth(noise_seed=0) is None
 
@@ -75,7 +75,7 @@ def test_no_file_says_what_the_secret_is(tmp_path, monkeypatch):
   secret = 123456789123456789
   monkeypatch.setattr(training.rng, "secret", lambda: secret)
   make = functools.partial(methods.federated_averaging)
-  folder = study.run("noise", dataclasses.replace(OPTIONS, out=str(tmp_path)), [make])
+  folder, _ = study.run("noise", replaced(OPTIONS, out=str(tmp_path)), [make])
   assert json.loads((folder / "config.json").read_text())["config"]["noise_seed"] is None
   told = [str(secret), *map(str, itertools.chain(*keys()))]
   for path in (path for path in folder.rglob("*") if path.is_file()):

@@ -1,6 +1,5 @@
 """A study that is stopped and continued is the one that ran in one go; saves by themselves."""
 
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -20,9 +19,10 @@ from qupeD_jax.results import metrics, plots
 from qupeD_jax.study import cli, folders, methods, portrait, study
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import OutOfTime
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 
-OPTIONS = Options(
+OPTIONS = replaced(
+  Options(),
   dataset="digits", models=("mlp2",), clients=4, bits=(1, 2), rounds=4, finetune_rounds=1,
   local_steps=1, batch_size=4, eval_every=2, seeds=1,
 )  # fmt: skip
@@ -66,7 +66,7 @@ def set_all(values):
 
 
 def run(folder, jobs=JOBS, **changes):
-  return study.run("tiny", dataclasses.replace(OPTIONS, out=str(folder), **changes), jobs)
+  return study.run("tiny", replaced(OPTIONS, out=str(folder), **changes), jobs).folder
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_the_first_quantised_client_is_drawn(tmp_path):
 
 
 def federation(**changes):
-  return study.fed.load(dataclasses.replace(OPTIONS, **changes))
+  return study.fed.load(replaced(OPTIONS, **changes))
 
 
 class Clients(NamedTuple):

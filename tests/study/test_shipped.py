@@ -1,6 +1,5 @@
 """What is written is what was scored, however a method makes its personal models."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,9 +8,10 @@ import pytest
 
 from qupeD_jax.io import packing
 from qupeD_jax.study import methods, rivals, study, training
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 
-OPTIONS = Options(
+OPTIONS = replaced(
+  Options(),
   models=("mlp2", "mlp"), clients=5, bits=(2, 32), rounds=2, finetune_rounds=1, local_steps=2,
   batch_size=4, seeds=2, eval_every=1,
 )  # fmt: skip
@@ -52,7 +52,7 @@ def accuracy_of_file(path, clients):
   ],
 )
 def test_files_score_as_the_models_did(name, values, tmp_path):
-  job = JOBS[name](dataclasses.replace(OPTIONS, **values), federation())
+  job = JOBS[name](replaced(OPTIONS, **values), federation())
   trained = training.train(job, lambda done, chunk: None, folder=tmp_path)
   scores = training.score_tests(job, trained)["personal"]
   study.save_models(job, trained, tmp_path)
@@ -69,7 +69,7 @@ def test_files_score_as_the_models_did(name, values, tmp_path):
 
 def test_models_at_full_precision_are_written_where_there_is_one_client(tmp_path):
   """FedAvg's own as well, which its client shares with the server."""
-  one = dataclasses.replace(OPTIONS, clients=1, classes_per_client=10, models=("mlp2",), seeds=1)
+  one = replaced(OPTIONS, clients=1, classes_per_client=10, models=("mlp2",), seeds=1)
   job = methods.federated_averaging(one, study.fed.load(one))
   trained = training.train(job, lambda done, chunk: None)
   study.save_models(job, trained, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from qupeD_jax import shares
 from qupeD_jax.federation import aggregators
 from qupeD_jax.study import faults
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 from qupeD_jax.wrappers import sampling
 from tests import toy
 
@@ -50,7 +50,9 @@ def test_as_many_are_drawn_as_are_accounted_for(fraction, monkeypatch):
   monkeypatch.setattr(
     faults.privacy, "epsilon", lambda _, participants, **rest: accounted.append(participants) or 0.0
   )
-  options = Options(aggregate="clipped_mean", noise_multiplier=1.0, participation=fraction)
+  options = replaced(
+    Options(), aggregate="clipped_mean", noise_multiplier=1.0, participation=fraction
+  )
   faults.privacy_of(options, numbers.tolist(), rounds=1)
   np.testing.assert_array_equal(found, accounted)
 

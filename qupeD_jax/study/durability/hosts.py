@@ -5,7 +5,6 @@ alone prints and keeps results.
 """
 
 import contextlib
-import dataclasses
 import os
 import re
 import shutil
@@ -25,8 +24,9 @@ from qupeD_jax import checks
 from qupeD_jax.checks import refusal
 from qupeD_jax.engine import parallel
 from qupeD_jax.study.errors import Lost
-from qupeD_jax.study.options import Federated
+from qupeD_jax.study.options import Federated, replaced, value_of
 
+MOST_DEVICES = 1_024  # of a process
 AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
 LOST = "another process of this run was lost; the same commands go on from the last save"
 
@@ -37,20 +37,20 @@ _WATCHER = "QUPED_JAX_WATCHER"  # process that watches this one
 
 def check(options: Federated) -> None:
   """Raises BadInput unless the options say where the processes meet and how many there are."""
-  if options.devices is not None:
-    checks.at_least("devices", options.devices, 1)
-  if options.coordinator in (None, AUTO):
+  if options.hardware.devices is not None:
+    checks.whole("devices", options.hardware.devices, 1, MOST_DEVICES)
+  if options.hardware.coordinator in (None, AUTO):
     for name in ("processes", "process"):
-      value = getattr(options, name)
+      value = value_of(options, name)
       checks.require(value is None, name, value, "given with `coordinator` HOST:PORT only")
     return
-  host, _, port = options.coordinator.rpartition(":")
+  host, _, port = options.hardware.coordinator.rpartition(":")
   known = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
-  checks.require(known, "coordinator", options.coordinator, f"HOST:PORT or {AUTO}")
-  checks.at_least("processes", options.processes, 1)
-  own = options.process
-  holds = own is not None and 0 <= own < options.processes
-  checks.require(holds, "process", own, f"0 to {options.processes - 1}, each of them once")
+  checks.require(known, "coordinator", options.hardware.coordinator, f"HOST:PORT or {AUTO}")
+  checks.at_least("processes", options.hardware.processes, 1)
+  own = options.hardware.process
+  holds = own is not None and 0 <= own < options.hardware.processes
+  checks.require(holds, "process", own, f"0 to {options.hardware.processes - 1}, each of them once")
 
 
 def run(name: str, main: Callable[[Federated], None], options: Federated) -> None:
@@ -66,12 +66,15 @@ def run(name: str, main: Callable[[Federated], None], options: Federated) -> Non
     Lost: another process is gone.
   """
   options = join(options)
-  if options.coordinator is None:
+  if options.hardware.coordinator is None:
     return main(options)
-  options = dataclasses.replace(options, processes=jax.process_count())
+  options = replaced(options, processes=jax.process_count())
   try:
     with tempfile.TemporaryDirectory() as own, open(os.devnull, "w") as nothing:
-      first, shared = jax.process_index() == 0, Path(options.out or f"results/{name}").expanduser()
+      first, shared = (
+        jax.process_index() == 0,
+        Path(options.run.out or f"results/{name}").expanduser(),
+      )
       # All go on from the same saves: the others from copies, made before the first changes any.
       if not first and shared.is_dir():
         shutil.copytree(shared, own, dirs_exist_ok=True)
@@ -79,7 +82,7 @@ def run(name: str, main: Callable[[Federated], None], options: Federated) -> Non
       if first:
         return main(options)
       with contextlib.redirect_stdout(nothing):
-        return main(dataclasses.replace(options, out=own))
+        return main(replaced(options, out=own))
   except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where a result is read
     if not re.search(_BROKEN, str(error), re.IGNORECASE):
       raise
@@ -96,15 +99,15 @@ def join(options: Federated) -> Federated:
     BadInput: the options do not fit, or the others cannot be reached.
   """
   check(options)
-  devices = options.devices or usual_devices(options)
+  devices = options.hardware.devices or usual_devices(options)
   if devices > 1:
     parallel.split_processor(devices)
-  if options.coordinator is not None:
+  if options.hardware.coordinator is not None:
     _end_with_watcher()
     _initialize(options)
-  if options.devices is None and jax.default_backend() != "cpu":
+  if options.hardware.devices is None and jax.default_backend() != "cpu":
     devices = 1
-  return dataclasses.replace(options, devices=devices)
+  return replaced(options, devices=devices)
 
 
 def usual_devices(options: Federated) -> int:
@@ -113,24 +116,25 @@ def usual_devices(options: Federated) -> int:
   It is one where that gains nothing: with a share of the clients in each round, who may all be on
   one device, with a store, and in one of several processes, which may share the cores.
   """
-  if options.coordinator or options.store != "device" or options.participation < 1:
+  hardware, networks = options.hardware, max(1, len(options.networks.models))
+  if hardware.coordinator or hardware.store != "device" or options.server.participation < 1:
     return 1
-  return parallel.fewest(-(-options.clients // max(1, len(options.models))), parallel.cores())
+  return parallel.fewest(-(-options.division.clients // networks), parallel.cores())
 
 
 def _initialize(options: Federated) -> None:
-  given = (options.coordinator, options.processes, options.process)
+  given = (options.hardware.coordinator, options.hardware.processes, options.hardware.process)
   try:
-    jax.distributed.initialize(*(() if options.coordinator == AUTO else given))
+    jax.distributed.initialize(*(() if options.hardware.coordinator == AUTO else given))
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
-    raise refusal("coordinator", options.coordinator, reason) from None
+    raise refusal("coordinator", options.hardware.coordinator, reason) from None
 
 
 def must_be_watched(options: Federated) -> bool:
   """Tells whether the options ask for several processes, and nobody watches this one yet."""
   check(options)
-  return options.coordinator is not None and _WATCHER not in os.environ
+  return options.hardware.coordinator is not None and _WATCHER not in os.environ
 
 
 def watch(arguments: Sequence[str]) -> int:
