@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from qupeD_jax.checks import BadInput, require
+from qupeD_jax.command_line import nearest
 from qupeD_jax.io import files
 from qupeD_jax.results import metrics, plots, tables
 
@@ -114,7 +115,7 @@ def read_results(folder: Path) -> Results:
     BadInput: the folder or one of these two is missing, or any file is damaged.
   """
   if not folder.is_dir():
-    raise BadInput(f"{folder}: no such results folder")
+    raise BadInput(f"{folder}: no such results folder{nearest(folder.name, _neighbours(folder))}")
   written, summary = metrics.read_config(folder), metrics.read_summary(folder)
   require(bool(summary), f"{folder / metrics.SUMMARY}: methods", "{}", "at least one")
   return Results(
@@ -217,6 +218,12 @@ def _fail(message: object) -> int:
 
 def _if_there(read: Callable, folder: Path, name: str) -> Any:
   return read(folder) if (folder / name).exists() else None
+
+
+def _neighbours(folder: Path) -> list[str]:
+  """Lists what lies beside a folder, and with the experiments' own results of that name."""
+  beside = (folder.parent, Path("experiments") / folder.parent)
+  return sorted({path.name for parent in beside for path in parent.glob("*") if path.is_dir()})
 
 
 def _read_pictures(folder: Path) -> dict[str, bytes]:

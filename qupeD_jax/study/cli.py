@@ -12,10 +12,15 @@ from pathlib import Path
 from qupeD_jax import command_line
 from qupeD_jax.checks import BadInput
 from qupeD_jax.command_line import BAD_INPUT, fail
+from qupeD_jax.study import config
 from qupeD_jax.study.errors import Diverged, Lost, OutOfTime, Terminated
 
 # Looked up, not imported: the package does not know its experiments.
 FOLDER = Path(importlib.util.find_spec("experiments").origin).parent
+USAGE = """usage: python -m experiments NAME [OPTIONS], or make experiment NAME=... ARGS="OPTIONS"
+
+NAME --help explains an experiment's options; --config FILE takes them from a TOML or YAML file or
+from a finished run's config.json, and what is typed beside it wins."""
 FAILED, INTERRUPTED, UNFINISHED, TERMINATED = 1, 130, 75, 143
 
 
@@ -32,8 +37,8 @@ def listing() -> str:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs an experiment; returns the exit code."""
-  if not arguments:
-    print(listing())
+  if not arguments or arguments[0] in command_line.HELP:
+    print(*([USAGE] if arguments else []), listing(), sep="\n\n" if arguments else "")
     return 0
   try:
     code = run(*arguments)
@@ -51,6 +56,8 @@ def run(name: str, *arguments: str) -> int:
   try:
     require_name(name)
     # Imported only now: a typo must not wait for jax.
+    if broken := _broken(name):
+      raise BadInput(broken)
     experiment = importlib.import_module(f"experiments.{name}")
     hosts = importlib.import_module("qupeD_jax.study.durability.hosts")
     known = command_line.leaves(type(experiment.DEFAULTS))
@@ -108,18 +115,41 @@ def parse(defaults, arguments: Sequence[str], name: str):
     `defaults` with what was typed.
 
   Raises:
-    BadInput: an option is unknown or its value cannot be read.
+    BadInput: an option is unknown or its value cannot be read, typed or in the file of --config.
     SystemExit: with code 0, after --help.
   """
   typed = f"make experiment NAME={name} ARGS="
+  arguments = config.expanded(arguments, command_line.leaves(type(defaults)))
   return command_line.parse(defaults, arguments, prog=typed, description=_first_line(name))
 
 
 def _first_line(name: str) -> str:
-  """Reads the first line of a docstring without importing the file; empty if there is none."""
+  """Reads the first line of a docstring without importing the file, or what is wrong with it."""
   path = FOLDER / f"{name}.py"
-  documentation = (path.is_file() and ast.get_docstring(ast.parse(path.read_text("utf-8")))) or ""
-  return documentation.partition("\n")[0]
+  if not path.is_file():
+    return ""
+  if broken := _broken(name):
+    return f"({broken})"
+  return (ast.get_docstring(_parsed(name)) or "").partition("\n")[0]
+
+
+def _broken(name: str) -> str:
+  """Says why a file is no experiment, without importing it; "" where it is one."""
+  try:
+    statements = _parsed(name).body
+  except (SyntaxError, ValueError) as error:
+    line = getattr(error, "lineno", None) or 1
+    return f"{name}.py, line {line}: {getattr(error, 'msg', error)}"
+  defined = {node.name for node in statements if isinstance(node, ast.FunctionDef)}
+  for node in statements:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+  missing = [needed for needed in ("DEFAULTS", "main") if needed not in defined]
+  return f"{name}.py: has no {' and no '.join(missing)}" if missing else ""
+
+
+def _parsed(name: str) -> ast.Module:
+  return ast.parse((FOLDER / f"{name}.py").read_text("utf-8"))
 
 
 def leave(code: int) -> None:

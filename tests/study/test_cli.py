@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import quickstart
 from qupeD_jax.engine import loop
 from qupeD_jax.study import cli
-from qupeD_jax.study.options import flat
+from qupeD_jax.study.options import flat, settled
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("_"))
@@ -63,7 +64,7 @@ def test_a_typo_in_the_name_names_the_nearest(refusal, typed):
   assert "nearest is quickstart" in line
 
 
-@pytest.mark.parametrize("typed", ["", "common", "__main__", "../quickstart", "a\nb", "--help"])
+@pytest.mark.parametrize("typed", ["", "common", "__main__", "../quickstart", "a\nb"])
 def test_what_is_no_experiment_is_refused(refusal, typed):
   assert "no such experiment" in refusal(typed)
 
@@ -321,3 +322,76 @@ def test_a_second_start_compiles_nothing(tmp_path):
     kept.append(sorted((p.name, p.stat().st_ctime_ns) for p in folder.glob("*-cache")))
   assert kept[0]
   assert kept[0] == kept[1]
+
+
+# --- files of options
+
+
+def parsed(*arguments):
+  return cli.parse(quickstart.DEFAULTS, arguments, "quickstart")
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("own.toml", "rounds = 7\nbits = [1, 2]\nfresh = true\nlambda_p = 0.25"),
+    ("own.yaml", "rounds: 7\nbits: [1, 2]\nfresh: true\nlambda_p: 0.25"),
+    ("config.json", '{"config": {"rounds": 7, "bits": [1, 2], "lambda_p": 0.25, "out": "x"}}'),
+  ],
+)
+def test_options_come_from_a_file_and_typed_ones_win(tmp_path, name, text):
+  (tmp_path / name).write_text(text)
+  options = parsed("--lambda-p", "0.75", "--config", str(tmp_path / name))
+  assert (options.work.rounds, options.bits, options.run.out) == (7, (1, 2), None)
+  assert options.hyper.lambda_p == 0.75
+  assert options.run.fresh == (name != "config.json")
+
+
+def test_a_file_with_an_unknown_key_names_the_nearest(refusal, tmp_path):
+  (tmp_path / "own.toml").write_text("rouds = 7")
+  line = refusal("quickstart", "--config", str(tmp_path / "own.toml"))
+  assert line == f"{tmp_path / 'own.toml'}: rouds: belongs to no option; nearest is rounds"
+  assert "cannot be read" in refusal("quickstart", "--config=nowhere.toml")
+
+
+# --- defaults that follow, options without effect, experiments of one's own
+
+
+def test_what_follows_the_rounds_follows_them():
+  options = settled(parsed("--rounds", "10"))
+  assert (options.work.finetune_rounds, options.run.eval_every) == (2, 1)
+
+
+@pytest.mark.parametrize(
+  ("typed", "line"),
+  [
+    (("--alpha", "0.3"), "--alpha 0.3: has no effect with --partition by_class"),
+    (("--trim", "0.3"), "--trim 0.3: has no effect with --aggregate None"),
+    (("--corruption", "nan"), "--corruption nan: has no effect with --corrupt 0"),
+  ],
+)
+def test_an_option_that_plays_no_part_is_refused(refusal, typed, line):
+  assert refusal("quickstart", *typed) == line
+
+
+@pytest.mark.parametrize("name", ["--clients", "--rounds", "--local-steps", "--batch-size"])
+def test_a_number_beyond_all_counting_is_refused(refusal, name):
+  line = refusal("quickstart", name, str(10**10))
+  assert line == f"{name} {10**10}: allowed is a whole number of at most {2**31 - 1}"
+
+
+def test_a_file_that_is_no_experiment_is_named_and_the_others_listed(tmp_path, monkeypatch, capsys):
+  (tmp_path / "right.py").write_text('"""Right."""\nDEFAULTS = 1\n\n\ndef main(options): ...\n')
+  (tmp_path / "wrong.py").write_text("def\n")
+  (tmp_path / "bare.py").write_text('"""No options."""\n')
+  monkeypatch.setattr(cli, "FOLDER", tmp_path)
+  assert cli.main(["--help"]) == 0
+  bare, right, wrong = capsys.readouterr().out.splitlines()[-3:]
+  assert right.split(maxsplit=1) == ["right", "Right."]
+  assert "bare.py: has no DEFAULTS and no main" in bare
+  assert "wrong.py, line 1: " in wrong
+  assert cli.main(["wrong"]) == 2
+
+
+def test_what_is_far_from_every_experiment_is_offered_none(refusal):
+  assert "nearest" not in refusal("../x")
