@@ -13,7 +13,7 @@ from qupeD_jax.federation import client
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.study.faults import aggregate_of, faulty
 from qupeD_jax.study.federation import Federation, of_server
-from qupeD_jax.study.options import Federated, Options, replaced
+from qupeD_jax.study.options import Federated, Options, replaced, settled
 from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
 from qupeD_jax.wrappers.sampling import with_sampling
 
@@ -166,7 +166,7 @@ def frozen_last(
   is none where nothing is quantised.
   """
   rounds = options.work.rounds if rounds is None else rounds
-  last = options.work.finetune_rounds if is_quantised(variants) else 0
+  last = settled(options).work.finetune_rounds if is_quantised(variants) else 0
   phases = (phase(rounds - last, build), Phase(last, build_last, alone=True))
   return tuple(p for p in phases if p.rounds)
 
@@ -194,7 +194,7 @@ def federated(options: Federated, federation: Federation, method: Callable) -> d
 
 def averaging_rounds(options: Options) -> int:
   """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
-  least = options.work.finetune_rounds + 1
+  least = settled(options).work.finetune_rounds + 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
   checks.require(options.work.rounds > least, "rounds", options.work.rounds, allowed)
   first = max(1, shares.rounded(options.variants.averaging_share, options.work.rounds))
@@ -213,7 +213,7 @@ def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
   The pull toward the centers grows linearly until the models are frozen for the last rounds.
   """
   rounds = options.work.rounds if rounds is None else rounds
-  growing = (rounds - options.work.finetune_rounds) * options.work.local_steps
+  growing = (rounds - settled(options).work.finetune_rounds) * options.work.local_steps
   return client.Rates(
     weights=decayed(options, options.hyper.weights_rate, rounds),
     centers=decayed(options, options.hyper.centers_rate, rounds),

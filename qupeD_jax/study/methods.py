@@ -33,7 +33,7 @@ from qupeD_jax.study.jobs import (
   steps,
   widest_codebook,
 )
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, settled
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.separate import part, separate
 
@@ -92,7 +92,7 @@ def averaging_then_local(
   """
   variants = full_precision("FedAvg + fine-tuning", federation)
   variants |= {f"FedAvg + k-means {b} bit": Variant(every_client(federation, b)) for b in bits}
-  last = options.work.finetune_rounds
+  last = settled(options).work.finetune_rounds
 
   def build(options, trained):
     rates = client.Rates(decayed(options, options.hyper.fedavg_finetune_rate, last))

@@ -18,7 +18,7 @@ from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.jobs import Job, Phase, sampled
-from qupeD_jax.study.options import Federated, Options, replaced, value_of
+from qupeD_jax.study.options import Federated, Options, replaced, settled, value_of
 from qupeD_jax.types import Algorithm, FedState, PyTree
 from qupeD_jax.wrappers.own_statistics import with_own_statistics
 
@@ -117,7 +117,7 @@ def _run(
 ) -> loop.Result:
   """Trains a phase, on the devices or with clients' states elsewhere."""
   options, build = job.options, functools.partial(_build, job.options, phase)
-  common = {"rounds": phase.rounds, "every": min(options.run.eval_every, phase.rounds)}
+  common = {"rounds": phase.rounds, "every": min(settled(options).run.eval_every, phase.rounds)}
   common |= {"scored": scored, "callback": callback}
   given, fraction = (runs, job.federation.train), options.server.participation
   if options.hardware.store == "device":
