@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax.study import cli
+from qupeD_jax import models
+from qupeD_jax.algorithms.local import local
+from qupeD_jax.data import splits
+from qupeD_jax.results import metrics
+from qupeD_jax.study import cli, jobs, study
+from qupeD_jax.study.federation import of_server
+from qupeD_jax.study.options import Options
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,10 +122,11 @@ def test_every_kind_of_extension_has_a_program():
 
 
 def test_the_experiment_runs_from_its_command_line(run, tmp_path, monkeypatch):
+  """On two devices, as any processor with two cores has them."""
   monkeypatch.chdir(tmp_path)
   module = run("extending-an-experiment").module
   typed = "--momentum 0.5 --clients 4 --rounds 2 --finetune-rounds 1 --local-steps 1 --batch-size 4"
-  typed += " --seeds 1 --eval-every 2 --models mlp2 --out out"
+  typed += " --seeds 1 --eval-every 2 --models mlp2 --devices 2 --out out"
   options = cli.parse(module.DEFAULTS, typed.split(), "heavy_ball")
   assert options.momentum == 0.5
   module.main(options)
@@ -129,6 +136,42 @@ def test_the_experiment_runs_from_its_command_line(run, tmp_path, monkeypatch):
   assert [(r["method"], r["round"]) for r in rows] == [
     (m, r) for m in ("FedAvg", "FedAvg with momentum") for r in (1, 2)
   ]
+
+
+def test_the_other_programs_are_jobs_that_two_devices_share(run, tmp_path):
+  """The algorithm, the quantiser, the model and the partition, in one study."""
+  power_law = run("extending-a-partition").module.power_law
+  network = run("extending-a-model").module.Residual()
+  quantizer = run("extending-a-quantiser").module.straight_through(max_bits=2)
+  lg_fedavg = run("extending-an-algorithm").module.lg_fedavg
+  options = Options(
+    clients=3, rounds=2, finetune_rounds=0, eval_every=2, seeds=1, devices=2, out=str(tmp_path)
+  )
+  steps = {"local_steps": 1, "batch_size": 4}
+
+  def shared_heads(options, federation):
+    build = lambda options, _: lg_fedavg(federation.models[0], **steps)
+    variants = jobs.full_precision("LG-FedAvg", federation)
+    return jobs.Job(options, of_server(federation), variants, jobs.one_phase(options, build))
+
+  def quantised(options, federation):
+    build = lambda options, _: local(federation.models, quantizer, **steps)
+    variants = jobs.precisions("even grid", options, federation, (2,), False)
+    phases = jobs.one_phase(options, build, jobs.local_phase)
+    return jobs.Job(options, federation, variants, phases)
+
+  def split(options, train, test, seed):
+    owner = power_law(train.y, options.clients, exponent=1.0, seed=seed)
+    return splits.split(train, test, owner, splits.own_proportions, validation=0.2)
+
+  def make_model(name, num_classes, image_shape, mean, std, **form):
+    del name, num_classes, form
+    return models.from_linen(network, image_shape=image_shape, mean=mean, std=std)
+
+  study.run("own", options, (shared_heads, quantised), split=split, make_model=make_model)
+  rows = metrics.read_metrics(tmp_path)
+  assert {row["method"] for row in rows} == {"LG-FedAvg", "even grid 2 bit"}
+  assert all(np.isfinite(row["loss"]) for row in rows)
 
 
 def test_the_options_of_the_experiment_explain_themselves(run, capsys):
