@@ -9,16 +9,21 @@ from qupeD_jax.io import files
 from qupeD_jax.results import metrics, statistics, tables
 
 FILE = "groups.md"
+MEMBERS = "groups.json"  # who is in them, and who they are compared with
 
 
 def write(folder: Path, groups: Mapping[str, np.ndarray], baselines: Sequence[str]) -> None:
-  """Writes groups.md: for each group the accuracy of every method, and its gain over baselines.
+  """Writes groups.md, for each group the accuracy of every method and its gain over baselines.
+
+  groups.json has the groups and the baselines, so that the table can be made anew.
 
   Args:
     folder: the results folder, with accuracies.json.
     groups: name -> client ids.
     baselines: methods that the others are compared with, client by client.
   """
+  members = {"groups": groups, "baselines": [*baselines]}
+  files.write(folder / MEMBERS, files.dump(members))
   scores = {name: entry["accuracy"] for name, entry in metrics.read_accuracies(folder).items()}
   header = ("Group", "Method", "Accuracy (%)", *(f"Gain over {name}" for name in baselines))
   rows = [
@@ -27,6 +32,13 @@ def write(folder: Path, groups: Mapping[str, np.ndarray], baselines: Sequence[st
     for method in scores
   ]
   files.write(folder / FILE, tables.markdown([header, *rows], texts=2))
+
+
+def rewrite(folder: Path) -> None:
+  """Writes groups.md anew from groups.json and accuracies.json."""
+  written = files.read(folder / MEMBERS)
+  groups = {name: np.array(ids, int) for name, ids in written["groups"].items()}
+  write(folder, groups, written["baselines"])
 
 
 def _percent(accuracy: np.ndarray) -> str:
@@ -40,5 +52,4 @@ def _gains(scores, method: str, ids: np.ndarray, baselines: Sequence[str]) -> li
 
 def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
   found = statistics.paired_difference(ours, theirs)
-  points = (100 * value for value in (found.difference, found.low, found.high))
-  return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
+  return f"{tables.points(found.difference)} {tables.spread(found)}"

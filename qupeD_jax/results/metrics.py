@@ -159,7 +159,8 @@ def summarise(
 ) -> dict[str, Any]:
   """Sums up one method: first over clients, then over seeds.
 
-  The spread is that of the seeds' means (with S - 1 in the denominator; 0 for one seed). The worst
+  The spread is that of the seeds' means (with S - 1 in the denominator; one seed
+  has none). The worst
   decile is the mean accuracy of the tenth of the clients that fare worst, at least one of them.
 
   Args:
@@ -189,7 +190,7 @@ def summarise(
   return {
     "accuracy": {
       "mean": float(np.mean(means)),
-      "std": float(np.std(means, ddof=1)) if len(means) > 1 else 0.0,
+      "std": std_over_seeds(means),
       "worst_decile": float(np.mean([_worst_decile(seed) for seed in seeds])),
       "per_seed": means,
     },
@@ -201,6 +202,17 @@ def summarise(
     "flops_per_example": flops_per_example,
     "seconds": seconds,
   }
+
+
+def std_over_seeds(means: Sequence[float]) -> float | None:
+  """Returns the standard deviation of the seeds' means, with S - 1 in the denominator.
+
+  One seed has none.
+
+  >>> std_over_seeds([0.5, 1.0, 1.5]), std_over_seeds([0.5])
+  (0.5, None)
+  """
+  return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 
 def write_summary(folder: str | os.PathLike, methods: Mapping[str, Mapping[str, Any]]) -> None:
@@ -290,19 +302,14 @@ def read_accuracies(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def write_comparisons(
-  folder: str | os.PathLike,
-  pairs: Mapping[str, Sequence[str]],
-  *,
-  level: float = 0.95,
-  draws: int = 10_000,
-  seed: int = 0,
+  folder: str | os.PathLike, pairs: Mapping[str, Sequence[str]], *, level: float = 0.95
 ) -> dict[str, dict[str, statistics.Comparison]]:
   """Compares methods by accuracies.json and writes comparison.json and comparison.md.
 
   Args:
     folder: the results folder.
     pairs: method -> the rivals that it is compared with.
-    level, draws, seed: as for `statistics.paired_difference`.
+    level: of the intervals.
 
   Returns:
     Method -> rival -> comparison.
@@ -310,12 +317,12 @@ def write_comparisons(
   Raises:
     BadInput: accuracies.json is missing or lacks a method, or the files cannot be written.
   """
-  folder, options = Path(folder), {"level": level, "draws": draws, "seed": seed}
-  accuracies = read_accuracies(folder)
+  folder, accuracies = Path(folder), read_accuracies(folder)
   comparisons = {
-    ours: statistics.compare(accuracies, ours, rivals, **options) for ours, rivals in pairs.items()
+    ours: statistics.compare(accuracies, ours, rivals, level) for ours, rivals in pairs.items()
   }
-  files.write(folder / COMPARISON, files.dump({**options, "comparisons": comparisons}, indent=2))
+  written = {"level": level, "comparisons": comparisons}
+  files.write(folder / COMPARISON, files.dump(written, indent=2))
   files.write(folder / COMPARISON_TABLE, tables.comparison_table(comparisons, level))
   return comparisons
 
@@ -394,8 +401,11 @@ def _accuracies(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _comparison(entry: Mapping[str, Any]) -> statistics.Comparison:
-  difference, low, high = (float(entry[name]) for name in ("difference", "low", "high"))
-  return statistics.Comparison(difference, low, high, int(entry["wins"]))
+  number = lambda name: None if entry[name] is None else float(entry[name])
+  low, high, clients = map(number, ("low", "high", "clients"))
+  if (low is None) != (high is None):
+    raise ValueError("an interval with one end")
+  return statistics.Comparison(float(entry["difference"]), low, high, int(entry["wins"]), clients)
 
 
 def _scored(per_client) -> list[np.ndarray]:

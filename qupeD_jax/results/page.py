@@ -188,7 +188,8 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
     methods: the names of all, itself among them.
 
   Returns:
-    (family, label, bytes of a model, mean accuracy, its standard deviation).
+    (family, label, bytes of a model, mean accuracy, its standard deviation); 0 for that of one
+    seed, which gets no bar.
   """
   family, precision = _split_name(method)
   if sum(_split_name(other)[0] == family for other in methods) == 1:
@@ -196,7 +197,7 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
   else:
     label = precision or "32 bit"
   accuracy = entry["accuracy"]
-  return family, label, entry["bytes_per_model"], accuracy["mean"], accuracy["std"]
+  return family, label, entry["bytes_per_model"], accuracy["mean"], accuracy["std"] or 0.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -270,8 +271,8 @@ def _comparisons(results: Results) -> list[str]:
     return [_note(f"No {metrics.COMPARISON}: methods were not compared client by client.")]
   comparisons, level = results.comparisons
   how = _note(
-    "Accuracy less the rival's, paired by seed and client, with its bootstrap interval; a win or a "
-    "loss where the interval lies off 0."
+    "Accuracy less the rival's, paired by seed and client, with its t interval over seeds; a win or "
+    "a loss where the interval lies off 0. One seed has none, and decides nothing."
   )
   return [how, *(_comparison_table(ours, rivals, level) for ours, rivals in comparisons.items())]
 

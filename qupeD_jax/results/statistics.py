@@ -1,64 +1,67 @@
 """Paired comparison of methods that ran on the same seeds and the same clients."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
-from qupeD_jax.checks import BadInput, at_least, require
-
-_CHUNK = 2_000_000  # drawn clients held in memory at a time
+from qupeD_jax.checks import BadInput, require
 
 
 class Comparison(NamedTuple):
   """By how much one method is more accurate than another, as fractions of 1."""
 
   difference: float  # mean over seeds of the mean over clients
-  low: float  # ends of its interval
-  high: float
+  low: float | None  # ends of its interval over seeds; None with one seed, which has none
+  high: float | None
   wins: int  # +1 or -1 where the interval lies above or below 0, else 0
+  clients: float | None  # with one seed, the standard deviation over its clients; else None
 
 
-def paired_difference(
-  ours, theirs, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> Comparison:
-  """Compares two methods client by client, with a bootstrap interval.
+def paired_difference(ours, theirs, *, level: float = 0.95) -> Comparison:
+  """Compares two methods client by client, with Student's interval over the seeds.
 
-  Clients of one seed share a split and a server, so they are not independent, but seeds are. A
-  draw therefore resamples twice: seeds with replacement, then clients within each drawn seed with
-  replacement. The interval lies between percentiles of the draws' means.
+  Clients of one seed share a split and a server, so they are not independent, but seeds are. With
+  d_s the mean of a seed's differences over its clients, S seeds, d their mean and s their standard
+  deviation, the interval is d +- t s / sqrt(S), t the quantile of Student's distribution with S - 1
+  degrees of freedom.
 
-  One seed says nothing about what another would have brought: its interval is over clients alone.
-  Where seeds differ by more than their clients explain, the spread of S drawn seeds comes out too
-  small, its variance by (S - 1) / S: the interval of two or three seeds is on the short side.
+  One seed says nothing about what another would have brought: it has no interval and neither wins
+  nor loses. How far its clients differ is told instead, which is no interval of the difference.
 
   Args:
     ours: [S, K] accuracies; NaN for a client without one.
     theirs: [S, K] of the same seeds and clients; a client that is NaN in either is left out.
     level: of the interval, above 0 and below 1.
-    draws: resamples.
-    seed: of the resamples; the same seed gives the same interval.
 
   Returns:
     The comparison.
 
   Raises:
-    BadInput: shapes differ, a seed has no client with both accuracies, or level or draws are out
-      of range.
+    BadInput: shapes differ, a seed has no client with both accuracies, or level is out of range.
 
-  >>> paired_difference([[0.75, 0.5]], [[0.5, 0.25]])
-  Comparison(difference=0.25, low=0.25, high=0.25, wins=1)
+  >>> paired_difference([[0.75, 0.5], [0.5, 0.5]], [[0.5, 0.25], [0.25, 0.25]])
+  Comparison(difference=0.25, low=0.25, high=0.25, wins=1, clients=None)
   """
   require(0 < level < 1, "level", level, "above 0 and below 1")
-  at_least("draws", draws, 1)
   difference = differences(ours, theirs)
-  means = _resampled(difference, draws, np.random.default_rng(seed))
-  low, high = map(float, np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-  return Comparison(mean_over_seeds(difference), low, high, int(low > 0) - int(high < 0))
+  means = np.nanmean(difference, axis=1)
+  center = float(np.mean(means))
+  if len(means) == 1:
+    known = difference[~np.isnan(difference)]
+    return Comparison(
+      center, None, None, 0, float(np.std(known, ddof=1)) if known.size > 1 else None
+    )
+  quantile = scipy.stats.t.ppf((1 + level) / 2, len(means) - 1)
+  half = float(quantile * np.std(means, ddof=1)) / math.sqrt(len(means))
+  low, high = center - half, center + half
+  return Comparison(center, low, high, int(low > 0) - int(high < 0), None)
 
 
 def compare(
-  accuracies: Mapping[str, Mapping[str, Any]], ours: str, theirs: Sequence[str], **options
+  accuracies: Mapping[str, Mapping[str, Any]], ours: str, theirs: Sequence[str], level: float = 0.95
 ) -> dict[str, Comparison]:
   """Compares one method with several others.
 
@@ -66,7 +69,7 @@ def compare(
     accuracies: method -> "seeds" [S] and "accuracy" [S, K], as `metrics.read_accuracies` returns.
     ours: the method of which the differences tell.
     theirs: those it is compared with.
-    options: level, draws and seed of `paired_difference`.
+    level: of the intervals.
 
   Returns:
     Method of theirs -> its comparison, in their order.
@@ -74,7 +77,9 @@ def compare(
   Raises:
     BadInput: a method is unknown, or ran on other seeds or clients.
   """
-  return {rival: paired_difference(*paired(accuracies, ours, rival), **options) for rival in theirs}
+  return {
+    rival: paired_difference(*paired(accuracies, ours, rival), level=level) for rival in theirs
+  }
 
 
 def paired(accuracies: Mapping[str, Mapping[str, Any]], one: str, other: str) -> tuple[Any, Any]:
@@ -121,27 +126,3 @@ def differences(ours, theirs) -> np.ndarray:
 def mean_over_seeds(values: np.ndarray) -> float:
   """Means over clients, [S, K] with NaN left out, then over seeds."""
   return float(np.mean(np.nanmean(values, axis=1)))
-
-
-def _resampled(difference: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-  """Draws seeds, then clients of each drawn seed, and returns the draws' means, [draws]."""
-  counts = np.sum(~np.isnan(difference), axis=1)  # clients of each seed, [S]
-  order = np.argsort(np.isnan(difference), axis=1, kind="stable")
-  # Those that are left out go last, where no draw reaches them.
-  packed = np.take_along_axis(difference, order, axis=1)[:, : counts.max()]
-  chunk = max(1, _CHUNK // packed.size)
-  sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
-  return np.concatenate([_drawn_means(packed, counts, size, rng) for size in sizes])
-
-
-def _drawn_means(
-  packed: np.ndarray, counts: np.ndarray, draws: int, rng: np.random.Generator
-) -> np.ndarray:
-  """Draws from clients packed to the left, [S, K] with [S] counts; returns means, [draws]."""
-  num_seeds, most = packed.shape
-  seeds = rng.integers(num_seeds, size=(draws, num_seeds, 1))
-  clients = rng.integers(counts[seeds], size=(draws, num_seeds, most))
-  # As many clients are drawn as the seed has: what goes beyond counts for nothing.
-  taken = np.arange(most) < counts[seeds]
-  sums = np.sum(packed[seeds, clients], axis=2, where=taken)
-  return np.mean(sums / counts[seeds[..., 0]], axis=1)

@@ -330,8 +330,9 @@ def describe(options: Federated, federation: Federation) -> str:
     writers = len(np.unique(federation.train.client))
     left_out = f"{writers - owner.max() - 1} of {writers} writers"
     facts.append(f"{left_out} left out, with fewer than {options.division.min_test_rows} test rows")
-  names = ", ".join(options.networks.models)
-  return "; ".join([*facts, f"{options.run.seeds} seeds", f"models {names}"])
+  count, names = options.run.seeds, ", ".join(options.networks.models)
+  seeds = f"{count} seed{'s' * (count > 1)}"
+  return "; ".join([*facts, seeds, f"models {names}"])
 
 
 def held_classes(federation: Federation) -> np.ndarray:

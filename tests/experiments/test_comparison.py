@@ -389,9 +389,9 @@ def test_groups_compare_their_own_clients(tmp_path):
   cells = [tuple(cell.strip() for cell in row) for row in rows]
   assert cells == [
     ("low", "local", "37.5", ""),
-    ("low", "QuPeD", "62.5", "+25.0 [+25.0, +25.0]"),
+    ("low", "QuPeD", "62.5", "+25.0 one seed; clients ± 0.0"),
     ("high", "local", "0.0", ""),
-    ("high", "QuPeD", "100.0", "+100.0 [+100.0, +100.0]"),
+    ("high", "QuPeD", "100.0", "+100.0 one seed"),
   ]
 
 
