@@ -7,34 +7,7 @@ make experiment NAME=ablations ARGS="--topics temperature centers"
 By default at the paper's scale, which wants an accelerator. Every topic has a folder of its own
 below results/ablations.
 
-On two CPU cores (AMD EPYC), at a smaller scale, three seeds; more of it in docs/reproduction.md:
-
-make experiment NAME=ablations ARGS="--downsample 2 --models cnn3 --clients 10
-  --classes-per-client 3 --train-share 0.06 --validation 0.2 --rounds 100 --finetune-rounds 20
-  --batch-size 5 --eval-every 100 --max-test-rows 300"
-
-                       accuracy (%)  worst decile
-  lambda_p 0           68.9 ± 2.4    57.3
-  lambda_p 0.1         68.7 ± 3.1    57.2
-  lambda_p 0.2         68.1 ± 2.9    56.6
-  lambda_p 0.5         64.7 ± 3.8    51.9
-  lambda_p 0.75        57.5 ± 5.7    47.3
-  temperature 1        68.3 ± 2.8    56.8
-  temperature 2        67.8 ± 3.3    53.0
-  temperature 4        68.0 ± 3.8    52.3
-  learned centers      68.4 ± 2.8    56.7
-  fixed centers        68.2 ± 2.7    56.8
-  5 local steps        68.5 ± 3.1    57.6
-  10 local steps       68.4 ± 2.9    56.4
-  20 local steps       68.3 ± 3.2    55.8
-  100% of the clients  68.4 ± 2.9    56.4
-  50% of the clients   63.7 ± 4.0    50.7
-  10% of the clients   47.9 ± 2.6    33.7
-
-  share of the rows    local 2 bit   QuPeD 2 bit
-  10 %                 51.9 ± 2.9    53.8 ± 2.2
-  30 %                 58.6 ± 1.5    62.4 ± 2.1
-  100 %                66.4 ± 2.3    68.4 ± 2.9
+What came of it, at a smaller scale, is in docs/reproduction.md.
 """
 
 import dataclasses

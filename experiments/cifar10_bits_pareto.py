@@ -4,22 +4,7 @@ make data NAME=cifar10
 make experiment NAME=cifar10_bits_pareto
 
 By default at the paper's scale, which wants an accelerator. pareto.png shows the accuracy against
-the bytes of a shipped model. On two CPU cores (AMD EPYC), at a smaller scale, three seeds:
-
-make experiment NAME=cifar10_bits_pareto ARGS="--downsample 2 --models cnn3 --clients 10
-  --classes-per-client 3 --train-share 0.06 --validation 0.2 --rounds 100 --finetune-rounds 20
-  --batch-size 5 --eval-every 100 --max-test-rows 300"
-
-  bits     model  local (%)   QuPeD (%)
-     1   11.9 kB  67.4 ± 3.0  65.9 ± 3.8
-     2   16.4 kB  66.2 ± 2.0  68.1 ± 2.9
-     3   20.9 kB  66.4 ± 2.3  68.3 ± 2.9
-     4   25.4 kB  66.3 ± 2.4  67.9 ± 2.7
-     5   30.1 kB  66.5 ± 2.5  68.0 ± 2.7
-     6   34.9 kB  66.1 ± 2.7  68.0 ± 2.6
-     7   40.1 kB  66.2 ± 2.5  68.0 ± 2.9
-     8   46.1 kB  66.3 ± 3.3  68.2 ± 3.1
-    32  149.8 kB  67.9 ± 2.6  68.7 ± 3.8
+the bytes of a shipped model. What came of it, at a smaller scale, is in docs/reproduction.md.
 """
 
 from functools import partial

@@ -4,18 +4,7 @@ make data NAME=mnist
 make experiment NAME=mnist_quped
 
 By default at the paper's scale, 50 epochs of batches of 50, which wants an accelerator and has not
-been measured yet. Shortened to 10 steps of 10 examples for each client, it shows that the whole job
-runs, with models still near the 33 % of guessing among three classes. Two CPU cores (AMD EPYC, busy
-with other work as well), 17 minutes, two seeds:
-
-make experiment NAME=mnist_quped ARGS="--rounds 2 --finetune-rounds 1 --local-steps 5
-  --batch-size 10 --seeds 2 --max-test-rows 200 --eval-every 3"
-
-  method       accuracy (%)    model
-  local        41.3 ± 3.2     5.5 MB
-  local 2 bit  36.7 ± 1.0   362.1 kB
-  FedAvg       36.2 ± 2.9     5.5 MB
-  QuPeD 2 bit  38.0 ± 0.1   362.1 kB
+been measured yet. docs/reproduction.md has a shortened run that shows that the whole job runs.
 """
 
 from functools import partial

@@ -271,8 +271,8 @@ def _comparisons(results: Results) -> list[str]:
     return [_note(f"No {metrics.COMPARISON}: methods were not compared client by client.")]
   comparisons, level = results.comparisons
   how = _note(
-    "Accuracy less the rival's, paired by seed and client, with its t interval over seeds; a win or "
-    "a loss where the interval lies off 0. One seed has none, and decides nothing."
+    "Accuracy less the rival's, paired by seed and client, with its t interval over seeds; a win "
+    "or a loss where the interval lies off 0. One seed has none, and decides nothing."
   )
   return [how, *(_comparison_table(ours, rivals, level) for ours, rivals in comparisons.items())]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.recipes import recompute
 from qupeD_jax.results import metrics
-from qupeD_jax.study import recompute
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"

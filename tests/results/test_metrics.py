@@ -185,7 +185,7 @@ def test_summary_against_numbers_by_hand():
 
 def test_summary_of_one_seed_and_few_clients():
   entry = metrics.summarise([[0.9, 0.4, 0.5]], global_model=[[0.1, 0.2, 0.3]], bits=32, **COSTS)
-  assert entry["accuracy"]["std"] == 0.0
+  assert entry["accuracy"]["std"] is None
   assert entry["accuracy"]["worst_decile"] == pytest.approx(0.4)
   assert entry["global_accuracy"] == pytest.approx(0.2)
 
@@ -330,7 +330,7 @@ def test_comparisons_are_written_for_people_and_programs(tmp_path):
   assert made["local"]["QuPeD"].difference == pytest.approx(-(0.5 + 0.0) / 2)
   assert metrics.read_comparisons(tmp_path) == (made, 0.9)
   written = strict((tmp_path / "comparison.json").read_text())
-  assert (written["level"], written["draws"], written["seed"]) == (0.9, 10_000, 0)
+  assert written["level"] == 0.9
   text = (tmp_path / "comparison.md").read_text()
   assert "90% interval" in text
   assert "+25.0" in text

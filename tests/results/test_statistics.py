@@ -9,7 +9,7 @@ from qupeD_jax.results.statistics import Comparison, compare, paired_difference
 NAN = np.nan
 
 
-def pair(seeds=3, clients=20, shift=0.0, seed=0):
+def pair(seeds=5, clients=20, shift=0.0, seed=0):
   """Returns accuracies of two methods; hard clients are hard for both."""
   rng = np.random.default_rng(seed)
   common = rng.uniform(0.4, 0.9, (seeds, clients))

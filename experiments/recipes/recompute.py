@@ -1,6 +1,6 @@
 """Makes the tables of finished runs anew from their accuracies, without training.
 
-python -m qupeD_jax.study.recompute FOLDER...
+python -m experiments.recipes.recompute FOLDER...
 
 FOLDER is a results folder, or holds some.
 """
