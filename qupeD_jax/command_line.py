@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -110,6 +110,23 @@ def in_flags(error: Exception, names: Collection[str]) -> str:
   if option in names:
     text = flag(option) + text.removeprefix(name)
   return re.sub(r"`(\w+)`", lambda m: flag(m[1]) if m[1] in names else m[0], text)
+
+
+def run(kind, arguments: Sequence[str], act: Callable, *, prog: str) -> int:
+  """Carries a command out.
+
+  Args:
+    kind, arguments, prog: as in `parse`.
+    act: does what the command is for, told the options.
+
+  Returns:
+    The exit code: 0, or 2 after one line on what cannot be done.
+  """
+  try:
+    act(parse(kind, arguments, prog=prog))
+  except BadInput as error:
+    return fail(in_flags(error, leaves(kind)))
+  return 0
 
 
 def fail(message: object, code: int = BAD_INPUT) -> int:

@@ -17,6 +17,10 @@ FEMNIST_FILES = (
   "LEAF's folders train/ and test/ with all_data_*.json (or its femnist/data), "
   "or fed_emnist_train.h5 and fed_emnist_test.h5"
 )
+_CLASSES = {
+  "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+  "fashion_mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot",
+}
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -36,6 +40,21 @@ def require_known(name: str) -> None:
   near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
   hint = f"; the nearest is {near[0]}" if near else ""
   raise refusal("dataset", name, f"allowed is {', '.join(NAMES)}, or a file *.npz{hint}")
+
+
+def class_names(name: str | None, num_classes: int) -> tuple[str, ...]:
+  """Returns what the classes of a data set are called; their numbers where nothing is known.
+
+  >>> class_names("cifar10", 10)[:2], class_names("digits", 3)
+  (('airplane', 'automobile'), ('0', '1', '2'))
+  """
+  names = tuple(_CLASSES.get(name, "").split())
+  return names if len(names) == num_classes else tuple(map(str, range(num_classes)))
+
+
+def white(name: str) -> int:
+  """Returns the largest value of a data set's pixels: 16 for scikit-learn's digits, else 255."""
+  return 16 if name == "digits" else 255
 
 
 def folder(data_dir: str | os.PathLike | None = None) -> Path:

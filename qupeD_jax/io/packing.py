@@ -20,6 +20,7 @@ from qupeD_jax.quantization import codebook
 from qupeD_jax.types import PyTree
 
 FORMAT = "qupeD_jax packed model 1"
+_KEPT = (np.float32, np.float16)
 _SIZES = tuple(2**bits for bits in range(1, 9))
 
 
@@ -29,7 +30,7 @@ class Packed(NamedTuple):
   codes: dict[str, np.ndarray]  # "conv_2/kernel" -> [ceil(entries * bits / 8)] uint8
   centers: dict[str, np.ndarray]  # the same paths -> [2^bits] float32, sorted
   shapes: dict[str, tuple[int, ...]]  # the same paths -> the tensor's shape
-  kept: dict[str, np.ndarray]  # "params/conv_1/bias", "stats/..." -> float32
+  kept: dict[str, np.ndarray]  # "params/conv_1/bias", "stats/..." -> float32, or float16
 
 
 def pack(variables: PyTree, codebooks: dict) -> Packed:
@@ -75,6 +76,27 @@ def pack(variables: PyTree, codebooks: dict) -> Packed:
   )
 
 
+def halve_kept(packed: Packed) -> Packed:
+  """Rounds what is not quantised to float16; codes and centers stay as they are.
+
+  Args:
+    packed: a packed model.
+
+  Returns:
+    The same with kept tensors in float16.
+
+  Raises:
+    BadInput: an entry is too large for float16.
+  """
+  with np.errstate(over="ignore"):
+    kept = {path: tensor.astype(np.float16) for path, tensor in packed.kept.items()}
+  for path, tensor in kept.items():
+    finite = bool(np.isfinite(tensor).all())
+    largest = np.abs(packed.kept[path]).max(initial=0)
+    require(finite, f"largest entry of {path}", largest, "what float16 can hold, up to 65504")
+  return packed._replace(kept=kept)
+
+
 def unpack(packed: Packed) -> PyTree:
   """Rebuilds the hard-quantised variables, every quantised entry bit for bit its center.
 
@@ -84,12 +106,38 @@ def unpack(packed: Packed) -> PyTree:
   Returns:
     {"params": ..., "stats": ...}, nested dicts of float32 numpy arrays.
   """
-  flat = dict(packed.kept)
+  flat = {path: np.asarray(tensor, np.float32) for path, tensor in packed.kept.items()}
   for path, centers in packed.centers.items():
-    shape = packed.shapes[path]
-    codes = _unpack_bits(packed.codes[path], _bits(centers), int(np.prod(shape)))
-    flat[f"params/{path}"] = centers[codes].reshape(shape)
+    flat[f"params/{path}"] = centers[codes_of(packed, path)]
   return {"params": {}, "stats": {}} | unflatten_dict(flat, sep="/")
+
+
+def bits_of(centers: np.ndarray) -> int:
+  """Returns the bits of a code: the logarithm of the number of centers."""
+  return centers.size.bit_length() - 1
+
+
+def code_bytes(shape: tuple[int, ...], bits: int) -> int:
+  """Returns how many bytes the codes of a tensor take."""
+  return -(-math.prod(shape) * bits // 8)
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+  """Packs codes [n] uint8, each below 2^bits, into [ceil(n * bits / 8)] bytes."""
+  planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+  return np.packbits(planes, bitorder="little")
+
+
+def unpack_codes(packed: np.ndarray, bits: int, entries: int) -> np.ndarray:
+  """Returns the codes [entries] uint8 that `pack_codes` packed."""
+  planes = np.unpackbits(packed, count=entries * bits, bitorder="little")
+  return np.packbits(planes.reshape(entries, bits), axis=1, bitorder="little").ravel()
+
+
+def codes_of(packed: Packed, path: str) -> np.ndarray:
+  """Returns the code of every entry of a quantised tensor, uint8, in the tensor's shape."""
+  shape, bits = packed.shapes[path], bits_of(packed.centers[path])
+  return unpack_codes(packed.codes[path], bits, math.prod(shape)).reshape(shape)
 
 
 def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
@@ -107,7 +155,7 @@ def save(path: str | os.PathLike, packed: Packed, metadata: dict) -> None:
     BadInput: the file cannot be written.
   """
   layout = {
-    name: {"shape": shape, "bits": _bits(packed.centers[name])}
+    name: {"shape": shape, "bits": bits_of(packed.centers[name])}
     for name, shape in packed.shapes.items()
   }
   header = {
@@ -162,10 +210,10 @@ def _fits(entry: Any, codes: np.ndarray | None, centers: np.ndarray | None) -> b
 
 
 def _require_tree(path: str | os.PathLike, packed: Packed) -> None:
-  """Requires the paths of a file's tensors to make a tree, and those kept to be float32."""
+  """Requires the paths of a file's tensors to make a tree, and those kept to be floats."""
   for name, tensor in packed.kept.items():
     under = name.startswith(("params/", "stats/"))
-    _require_sound(under and tensor.dtype == np.float32, path, name)
+    _require_sound(under and tensor.dtype in _KEPT, path, name)
   paths = {*packed.kept, *(f"params/{name}" for name in packed.shapes)}
   for name in paths:
     keys = name.split("/")
@@ -189,27 +237,13 @@ def _used_centers(path: str, centers: np.ndarray) -> np.ndarray:
   return used
 
 
-def _bits(centers: np.ndarray) -> int:
-  return centers.size.bit_length() - 1
-
-
 def _encode(path: str, tensor: np.ndarray, centers: np.ndarray) -> np.ndarray:
   """Returns the packed code of every entry's nearest center, a tie going to the lower one."""
   entries = np.asarray(tensor, np.float32).ravel()
   if not np.all(np.isfinite(entries)):
     raise BadInput(f"{path}: has entries that are not finite and cannot be quantised")
   codes = np.searchsorted(codebook.midpoints(centers), entries, side="left").astype(np.uint8)
-  return _pack_bits(codes, _bits(centers))
-
-
-def _pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-  planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
-  return np.packbits(planes, bitorder="little")
-
-
-def _unpack_bits(packed: np.ndarray, bits: int, entries: int) -> np.ndarray:
-  planes = np.unpackbits(packed, count=entries * bits, bitorder="little")
-  return np.packbits(planes.reshape(entries, bits), axis=1, bitorder="little").ravel()
+  return pack_codes(codes, bits_of(centers))
 
 
 def _named_tensors(packed: Packed) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from qupeD_jax import checks
+from qupeD_jax.models import architecture
 from qupeD_jax.models.cnn import CNN
 from qupeD_jax.models.conv import forms
 from qupeD_jax.models.mlp import MLP
@@ -155,6 +156,22 @@ def _masking(mask: Array | None, call: Callable, args: tuple, options: dict, con
   counts = (mask > 0) | ~jnp.any(mask > 0)
   per_example = counts.reshape(-1, *(1,) * (args[0].ndim - 1))
   return call(*args, **{"mask": per_example, **options})
+
+
+def layers(name: str) -> architecture.Layers:
+  """Lists what a network is made of, in order.
+
+  Args:
+    name: one of NAMES.
+
+  Raises:
+    BadInput: an unknown name.
+
+  >>> layers("cnn1")[:3]
+  (Conv(name='stem', stride=1, has_bias=True), Relu(), MaxPool())
+  """
+  checks.require(name in NAMES, "model", name, _known(name))
+  return architecture.layers(_MODULES[name](num_classes=1, dtype=jnp.float32, conv_form=None))
 
 
 def same_outputs(models: Mapping[str, Model], image_shape: ImageShape) -> int:

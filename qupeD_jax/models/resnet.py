@@ -15,6 +15,8 @@ from qupeD_jax.models import layers
 from qupeD_jax.models.conv import forms
 from qupeD_jax.types import Array
 
+EPSILON = 1e-5  # PyTorch's default
+
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -36,11 +38,11 @@ class Conv(nn.Module):
 def batch_norm(x: Array, train: bool, *, name: str, dtype: jnp.dtype) -> Array:
   """Applies batch normalisation inside a compact module, its statistics in float32.
 
-  Momentum and epsilon are PyTorch's defaults; it calls 0.1 what is 0.9 here.
+  Momentum is PyTorch's default; it calls 0.1 what is 0.9 here.
   """
   # PyTorch's running variance is that of a sample, divided by n - 1, and flax's is divided by n:
   # next to nothing for n = B H W pixels, and statistics that were imported are used as they are.
-  return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
+  return nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=dtype, name=name)(x)
 
 
 class Block(nn.Module):

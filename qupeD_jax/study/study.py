@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from qupeD_jax import checks, models
-from qupeD_jax.data import splits
+from qupeD_jax.data import catalog, splits
 from qupeD_jax.engine import loop
 from qupeD_jax.io import files, packing
 from qupeD_jax.quantization import ops
@@ -377,6 +377,8 @@ def about_inputs(options: Options, federation: Federation) -> dict:
     "image_shape": federation.train.x.shape[1:],
     "mean": federation.mean,
     "std": federation.std,
+    "white": catalog.white(options.dataset),
+    "classes": catalog.class_names(options.dataset, federation.num_classes),
   }
 
 
