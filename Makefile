@@ -4,6 +4,8 @@
 # make test                                                        run all tests
 # make bench [ARGS=--quick]                                        time training steps; see docs/speed.md
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
+# make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
+# make export-tools                                                install what writes ONNX, Core ML, StableHLO
 # make setup ACCELERATOR=cuda13                                    install jax for cpu, cuda12, cuda13 or tpu
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test bench lint data
+.PHONY: help setup experiment experiments report test bench lint data demo export-tools
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -53,6 +55,18 @@ test: .venv
 
 bench: .venv
 	@$(BIN)/python -m benchmarks.steps $(ARGS)
+
+# Runs quickstart first where it has not run. The page's runtime is fetched by npm, once.
+demo: export-tools
+	@test -d results/quickstart/models || $(BIN)/python -m experiments quickstart
+	@$(BIN)/python -m qupeD_jax.io.export results/quickstart --client 0 --to web --out results/quickstart/web
+	@$(BIN)/python -m qupeD_jax.io.web results/quickstart/web $(ARGS)
+
+export-tools: .venv/exporting
+
+.venv/exporting: requirements-export.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-export.txt
+	@touch $@
 
 lint: .venv
 	$(BIN)/ruff check .

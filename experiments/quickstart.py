@@ -8,7 +8,7 @@ architectures.
 
 from functools import partial
 
-from qupeD_jax.study import methods, study
+from qupeD_jax.study import example, methods, study
 from qupeD_jax.study.jobs import on_server_architecture
 from qupeD_jax.study.options import Options, replaced, withheld
 
@@ -39,5 +39,8 @@ JOBS = (
 
 
 def main(options: Options) -> study.Outcome:
-  """Runs the experiment."""
-  return study.run("quickstart", options, JOBS)
+  """Runs the experiment and sets the model of its first client out to be tried."""
+  outcome = study.run("quickstart", options, JOBS)
+  if any((outcome.folder / "models").glob("*/client_0000.safetensors")):
+    print("to predict with a client's model:", example.ship(outcome.folder, options, client=0))
+  return outcome

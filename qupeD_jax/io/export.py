@@ -17,8 +17,6 @@ from qupeD_jax.checks import BadInput, require
 from qupeD_jax.io import files, forms, packing, shipped, web
 
 Form = Literal["safetensors", "onnx", "coreml", "stablehlo", "web"]
-  "RESULTS_FOLDER --client N --to safetensors|onnx|coreml|stablehlo|web [--method M] [--out O]"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +79,9 @@ def find(folder: Path, client: int, method: str | None = None) -> Path:
     raise BadInput(f"{folder}: no method has a model of client {client} (models/*/{name})")
   if method is None:
     return min(found.values(), key=lambda path: path.stat().st_size)
-  slug = method.replace(" ", "_")
-  require(slug in found, "method", method, ", ".join(found))
-  return found[slug]
+  name = method if method in found else files.name_of(method)
+  require(name in found, "method", method, ", ".join(found))
+  return found[name]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -62,6 +62,22 @@ def read(path: Path, about: About) -> Iterator[Named]:
   return iter([Named(str(path), _from_picture(path, about))])
 
 
+def write(path: Path, pixels: np.ndarray, white: int) -> None:
+  """Writes an image as PNG, from which `read` gets the same pixels back.
+
+  Args:
+    path: the file; its folder has to be there.
+    pixels: [H, W, C] uint8, C of 1 or 3, at most `white`.
+    white: the value of white.
+
+  Raises:
+    BadInput: the file cannot be written.
+  """
+  shown = np.rint(pixels * (255 / white)).astype(np.uint8)
+  with files.whole(path) as file:
+    Image.fromarray(shown.squeeze(-1) if shown.shape[-1] == 1 else shown).save(file, format="PNG")
+
+
 def _from_picture(path: Path, about: About) -> np.ndarray:
   height, width, channels = about.image_shape
   require(channels in _MODES, f"{path}: model's channels", channels, "1 or 3, or .npy files")

@@ -4,7 +4,6 @@ The description and the checksum are in the file's metadata. Other runtimes read
 other, but do not look at the checksum: they cannot tell a damaged weight from a sound one.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +49,7 @@ def write(model: shipped.Shipped, layers: Layers | None = None) -> bytes:
     layers or weights.known_layers(model.about.model),
   )
   proto = onnx_graph.model_of(weights.lay_out(packed, layers), about, layers)
-  texts = {"format": FORMAT, "metadata": json.dumps(files.plain(about.metadata))}
+  texts = {"format": FORMAT, "metadata": files.dump(about.metadata)}
   helper.set_model_props(proto, texts)
   onnx.checker.check_model(proto, full_check=True)
   # Messages one after the other are merged, so that the digest can stand at the very end.
@@ -76,10 +75,10 @@ def read(path: Path) -> Opened:
     raise BadInput(f"{path}: damaged (no ONNX model)") from error
   props = {prop.key: prop.value for prop in proto.metadata_props}
   require(props.get("format") == FORMAT, f"{path}: format", props.get("format"), FORMAT)
-  about = shipped.describe(files.parse(props.get("metadata", ""), path), path)
+  about = shipped.describe(files.parse(props.get("metadata", "").encode(), path), path)
   layers = weights.known_layers(about.model)
   shapes = weights.shapes_of(shipped.shapes_of(about, path), layers)
-  found = _checked(onnx_graph.weights_in(proto, shapes, path), path)
+  found = _checked(onnx_graph.weights_in(proto, shapes, path), shapes, path)
   expected = onnx_graph.model_of(found, about, layers)
   del proto.metadata_props[:]
   if proto != expected:
@@ -95,7 +94,7 @@ def predictor(opened: Opened) -> Callable[[np.ndarray], np.ndarray]:
   return lambda images: session.run(["logits"], {"images": images})[0]
 
 
-def _checked(tensors: weights.Weights, where: object) -> weights.Weights:
+def _checked(tensors: weights.Weights, shapes: weights.Shapes, where: object) -> weights.Weights:
   """Returns weights without the zeros that fill codes up; all have to be sound."""
   found = {}
   for name, tensor in tensors.items():
@@ -105,5 +104,7 @@ def _checked(tensors: weights.Weights, where: object) -> weights.Weights:
       shipped.check_quantised(f"{where}: {name}", *tensor)
     else:
       shipped.check_kept(f"{where}: {name}", tensor)
+      shape = shapes[name]
+      require(tensor.shape == shape, f"{where}: shape of {name}", tensor.shape, str(shape))
     found[name] = tensor
   return found

@@ -5,7 +5,6 @@ A file is a line that names the format, a line of JSON that describes the model,
 returns logits; its codes are constants, packed, and it unpacks them when it is called.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,12 +48,12 @@ def write(model: shipped.Shipped, network: Model | None = None) -> bytes:
   network = network or shipped.network(about, "model")
 
   def logits(images):
-    return network.apply(_unpacked(packed), images, False)[0]
+    return network.apply(unpacked(packed), images, False)[0]
 
   (batch,) = jax.export.symbolic_shape("N")
   images = jax.ShapeDtypeStruct((batch, *about.image_shape), jnp.uint8)
   program = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
-  lines = [FORMAT, json.dumps(files.plain(about.metadata))]
+  lines = [FORMAT, files.dump(about.metadata)]
   head = "".join(line + "\n" for line in lines).encode()
   return sealed.seal(head + bytes(program.serialize()))
 
@@ -70,7 +69,7 @@ def read(path: Path) -> Opened:
   head, _, rest = data.partition(b"\n")
   require(head == FORMAT.encode(), f"{path}: format", head[:40], FORMAT)
   description, _, program = rest[: -sealed.DIGITS].partition(b"\n")
-  about = shipped.describe(files.parse(description.decode(errors="replace"), path), path)
+  about = shipped.describe(files.parse(description, path), path)
   try:
     program = jax.export.deserialize(bytearray(program))
   except Exception as error:  # flatbuffers raises what its bytes lead it to
@@ -95,7 +94,7 @@ def _check(program: jax.export.Exported, about: shipped.About, where: object) ->
     require(fits, f"{where}: {kind} of the program", found, f"{np.dtype(dtype)} [N, {shape}]")
 
 
-def _unpacked(packed: packing.Packed) -> dict:
+def unpacked(packed: packing.Packed) -> dict:
   """Returns the variables of a model, unpacked by the program that this is traced into."""
   # Behind the barrier, lest the compiler should unpack them once for all, slowly and at full size.
   flat = {path: jnp.asarray(x, jnp.float32) for path, x in packed.kept.items()}

@@ -190,11 +190,17 @@ async function main() {
   let picture = null;
   let latest = 0;
 
-  const predict = async (pixels) => {
+  // One after the other, since a session runs once at a time; what has been overtaken is left out.
+  let queue = Promise.resolve();
+  const predict = (pixels) => {
     const mine = ++latest;
-    const start = performance.now();
-    const odds = await probabilities(model, pixels);
-    if (mine === latest) show(about, pixels, odds, performance.now() - start);
+    queue = queue.catch(() => {}).then(async () => {
+      if (mine !== latest) return;
+      const start = performance.now();
+      const odds = await probabilities(model, pixels);
+      if (mine === latest) show(about, pixels, odds, performance.now() - start);
+    });
+    return queue;
   };
   const clear = () => {
     strokes = [];
