@@ -59,13 +59,13 @@ bench: .venv
 # Runs quickstart first where it has not run. The page's runtime is fetched by npm, once.
 demo: export-tools
 	@test -d results/quickstart/models || $(BIN)/python -m experiments quickstart
-	@$(BIN)/python -m qupeD_jax.io.export results/quickstart --client 0 --to web --out results/quickstart/web
-	@$(BIN)/python -m qupeD_jax.io.web results/quickstart/web $(ARGS)
+	@$(BIN)/python -m qupeD_jax export results/quickstart --client 0 --to web --out results/quickstart/web
+	@$(BIN)/python -m qupeD_jax serve results/quickstart/web $(ARGS)
 
 export-tools: .venv/exporting
 
-.venv/exporting: requirements-export.txt .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-export.txt
+.venv/exporting: requirements/export.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[export]"
 	@touch $@
 
 lint: .venv

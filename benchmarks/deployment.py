@@ -2,6 +2,7 @@
 
   python -m benchmarks.deployment sizes
   python -m benchmarks.deployment latency
+  python -m benchmarks.deployment damage
 
 Networks are drawn, not trained: neither bytes nor time depend on the values.
 """
@@ -21,6 +22,7 @@ import numpy as np
 import tyro
 
 from qupeD_jax import models
+from qupeD_jax.checks import BadInput
 from qupeD_jax.io import export, onnx_file, packing, predict, shipped
 from qupeD_jax.quantization import ops
 
@@ -36,12 +38,14 @@ _PACKED = "optimization.constant_folding_max_output_size_in_bytes"
 class Options:
   """What is measured."""
 
-  what: tyro.conf.Positional[Literal["sizes", "latency", "call"]]
+  what: tyro.conf.Positional[Literal["sizes", "latency", "damage", "call"]]
   """"call" is what "latency" starts for each of its rows."""
   bits: tuple[int, ...] = (1, 2, 3, 4, 8, 32)
   """Precisions of the table of sizes."""
   calls: int = 200
   """Calls with one image, of which the median counts."""
+  mutants: int = 300
+  """Of "damage": files."""
   model: Path | None = None
   """Of "call": a model's file."""
   runtime: Literal[RUNTIMES] = RUNTIMES[0]
@@ -157,6 +161,37 @@ def kept_packed(opened: onnx_file.Opened):
   return lambda images: session.run(["logits"], {"images": images})[0]
 
 
+def damage(options: Options) -> None:
+  """Prints what becomes of ONNX files with one changed bit, in onnxruntime and here."""
+  import onnxruntime
+
+  rng, model = np.random.default_rng(0), make("cnn3", 2)
+  whole = onnx_file.write(model)
+  images = rng.integers(0, 256, (8, *model.about.image_shape), dtype=np.uint8)
+  run = lambda data: onnxruntime.InferenceSession(data).run(["logits"], {"images": images})[0]
+  onnxruntime.set_default_logger_severity(4)
+  sound, found = (
+    run(whole),
+    {"refused": 0, "the same logits": 0, "other logits": 0, "found here": 0},
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    for _ in range(options.mutants):
+      data = bytearray(whole)
+      data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+      try:
+        same = np.array_equal(run(bytes(data)), sound, equal_nan=False)
+        found["the same logits" if same else "other logits"] += 1
+      except Exception:  # onnxruntime has many, none of them with a common base
+        found["refused"] += 1
+      path = Path(folder) / "model.onnx"
+      path.write_bytes(data)
+      try:
+        onnx_file.read(path)
+      except BadInput:
+        found["found here"] += 1
+  print(f"{options.mutants} files with one changed bit:", found)
+
+
 def _resident() -> int:
   """Returns the bytes of memory that this process holds; on Linux."""
   pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -165,4 +200,4 @@ def _resident() -> int:
 
 if __name__ == "__main__":
   chosen = tyro.cli(Options)
-  {"sizes": sizes, "latency": latency, "call": call}[chosen.what](chosen)
+  {"sizes": sizes, "latency": latency, "damage": damage, "call": call}[chosen.what](chosen)

@@ -12,6 +12,10 @@ from qupeD_jax import command_line
 _COMMANDS = {
   "report": ("qupeD_jax.results.page", "a results folder as a page and a LaTeX table"),
   "import-torch": ("qupeD_jax.io.import_torch", "a PyTorch network as one to start from"),
+  "export": ("qupeD_jax.io.export", "a client's model as ONNX, Core ML, StableHLO or a web page"),
+  "predict": ("qupeD_jax.io.predict", "the classes of images, by a client's model"),
+  "inspect": ("qupeD_jax.io.inspect", "what a model's file holds: layers, bits, bytes, codebooks"),
+  "serve": ("qupeD_jax.io.web", "a model's web page, on this machine alone"),
   "data": ("qupeD_jax.data.prepare", "a data set, downloaded and prepared"),
 }
 

@@ -45,5 +45,5 @@ def needing(module: str) -> ModuleType:
   """
   for package in _PACKAGES[module]:
     if importlib.util.find_spec(package) is None:
-      raise BadInput(f"{package} is not installed: pip install -r requirements-export.txt")
+      raise BadInput(f"{package} is not installed: pip install '.[export]', or make export-tools")
   return importlib.import_module(f"qupeD_jax.io.{module}")

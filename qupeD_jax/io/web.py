@@ -4,7 +4,7 @@ The folder holds the page, the model as ONNX and onnxruntime-web, the runtime, f
 registry. It opens from any static server, and asks no other for anything. The runtime is fetched
 once, by `npm pack`, into the user's cache folder, and checked against digests written here.
 
-  python -m qupeD_jax.io.web FOLDER      serves a folder on this machine alone
+  quped serve FOLDER      serves it, on this machine alone
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
 
 def main(arguments: Sequence[str]) -> int:
   """Serves a folder until it is interrupted; returns 0, or 2 for what cannot be done."""
-  return command_line.run(Options, arguments, _serve, prog="python -m qupeD_jax.io.web")
+  return command_line.run(Options, arguments, _serve, prog="quped serve")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -1,6 +1,5 @@
 """One client's model set out to be tried, with images of its own."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def ship(folder: Path, options: Federated, client: int) -> str:
   for row in own.rows[own.offsets[client] : own.offsets[client + 1]][:_IMAGES]:
     name = f"test_{row}_of_class_{federation.test.y[row]}.png"
     images.write(target / name, federation.test.x[row], model.about.white)
-  python = sys.executable
-  if Path(python).is_relative_to(Path.cwd()):
-    python = os.path.relpath(python)
-  return f"{python} -m qupeD_jax.io.predict {file} {target}"
+  python = Path(sys.executable)
+  if python.is_relative_to(Path.cwd()):
+    python = python.relative_to(Path.cwd())
+  return f"{python} -m qupeD_jax predict {file} {target}"

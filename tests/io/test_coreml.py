@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("coremltools", reason="requirements-export.txt is not installed")
+pytest.importorskip("coremltools", reason="requirements/export.txt is not installed")
 
 from qupeD_jax.io import coreml, packing
 from qupeD_jax.io.export import size

@@ -30,7 +30,7 @@ def path(request, tmp_path):
   for package in {"onnx": ("onnx", "onnxruntime"), "stablehlo": ("flatbuffers",)}.get(
     request.param, ()
   ):
-    pytest.importorskip(package, reason="requirements-export.txt is not installed")
+    pytest.importorskip(package, reason="requirements/export.txt is not installed")
   model = toys.shipped("mlp", 3)
   if request.param == "safetensors":
     return toys.save(tmp_path, model)

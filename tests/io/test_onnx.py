@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="requirements-export.txt is not installed")
-pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
+onnx = pytest.importorskip("onnx", reason="requirements/export.txt is not installed")
+pytest.importorskip("onnxruntime", reason="requirements/export.txt is not installed")
 
 from qupeD_jax import models  # noqa: E402
 from qupeD_jax.checks import BadInput  # noqa: E402

@@ -43,7 +43,7 @@ def converted(results, to, *options):
 
 def needs(form):
   for package in {"onnx": ("onnx", "onnxruntime"), "stablehlo": ("flatbuffers",)}.get(form, ()):
-    pytest.importorskip(package, reason="requirements-export.txt is not installed")
+    pytest.importorskip(package, reason="requirements/export.txt is not installed")
 
 
 FORMS = ("safetensors", "onnx", "stablehlo")
@@ -200,5 +200,5 @@ def test_a_missing_package_is_named(results, monkeypatch, capsys):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   assert export.main([str(results), "--client", "7", "--to", "onnx"]) == 2
   assert capsys.readouterr().err == (
-    "error: onnx is not installed: pip install -r requirements-export.txt\n"
+    "error: onnx is not installed: pip install '.[export]', or make export-tools\n"
   )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("flatbuffers", reason="requirements-export.txt is not installed")
+pytest.importorskip("flatbuffers", reason="requirements/export.txt is not installed")
 
 from qupeD_jax.checks import BadInput
 from qupeD_jax.io import sealed, stablehlo

@@ -78,7 +78,7 @@ class Driver:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
   """The page of a model, served."""
-  pytest.importorskip("onnx", reason="requirements-export.txt is not installed")
+  pytest.importorskip("onnx", reason="requirements/export.txt is not installed")
   folder = tmp_path_factory.mktemp("web") / "page"
   try:
     web.runtime()
