@@ -23,7 +23,7 @@ import tyro
 
 from qupeD_jax import models
 from qupeD_jax.checks import BadInput
-from qupeD_jax.io import export, onnx_file, packing, predict, shipped
+from qupeD_jax.io import export, forms, onnx_file, packing, predict, shipped
 from qupeD_jax.quantization import ops
 
 IMAGES = {"mlp": (8, 8, 1), "mlp2": (8, 8, 1)}  # digits; the others are for CIFAR-10
@@ -85,7 +85,7 @@ def sizes(options: Options) -> None:
 
 
 def _weigh(model: shipped.Shipped, form: export.Form, folder: Path) -> int:
-  path = folder / f"model.{form}"
+  path = folder / f"model{forms.SUFFIXES[form]}"
   export.write(model, form, path)
   return export.size(path)
 
@@ -121,6 +121,11 @@ def _in_process(path: Path, runtime: str, calls: int) -> dict[str, float]:
 def call(options: Options) -> None:
   """Prints how long a start and a call take, and what memory they add, as JSON."""
   rng = np.random.default_rng(0)
+  for module in ("onnx_file", "stablehlo"):  # what is imported is not what is measured
+    forms.needing(module)
+  import onnxruntime  # noqa: F401
+
+  jax.numpy.zeros(1).block_until_ready()
   before, began = _resident(), time.perf_counter()
   if options.runtime == "onnxruntime, kept packed":
     opened = onnx_file.read(options.model)

@@ -43,11 +43,8 @@ def write(model: shipped.Shipped, layers: Layers | None = None) -> bytes:
   Raises:
     BadInput: `layers` is None and the network is not one of the library's.
   """
-  packed, about, layers = (
-    model.packed,
-    model.about,
-    layers or weights.known_layers(model.about.model),
-  )
+  packed, about = model
+  layers = layers or weights.known_layers(about.model)
   proto = onnx_graph.model_of(weights.lay_out(packed, layers), about, layers)
   texts = {"format": FORMAT, "metadata": files.dump(about.metadata)}
   helper.set_model_props(proto, texts)
@@ -76,8 +73,9 @@ def read(path: Path) -> Opened:
   props = {prop.key: prop.value for prop in proto.metadata_props}
   require(props.get("format") == FORMAT, f"{path}: format", props.get("format"), FORMAT)
   about = shipped.describe(files.parse(props.get("metadata", "").encode(), path), path)
+  shapes = shipped.shapes_of(about, path)
   layers = weights.known_layers(about.model)
-  shapes = weights.shapes_of(shipped.shapes_of(about, path), layers)
+  shapes = weights.shapes_of(shapes, layers)
   found = _checked(onnx_graph.weights_in(proto, shapes, path), shapes, path)
   expected = onnx_graph.model_of(found, about, layers)
   del proto.metadata_props[:]

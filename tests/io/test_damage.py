@@ -71,7 +71,7 @@ ARRAYS = [
   np.full(10, np.nan, np.float32),
   np.full(10, np.inf, np.float16),
   np.zeros(10, np.int64),
-  np.float32(0),
+  np.zeros((), np.float32),
   np.zeros(0, np.float32),
   np.float32([3, 2, 1, 0, 0, 0, 0, 0]),
 ]
