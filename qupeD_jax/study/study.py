@@ -377,8 +377,8 @@ def about_inputs(options: Options, federation: Federation) -> dict:
     "image_shape": federation.train.x.shape[1:],
     "mean": federation.mean,
     "std": federation.std,
-    "white": catalog.white(options.dataset),
-    "classes": catalog.class_names(options.dataset, federation.num_classes),
+    "white": catalog.white(options.data.dataset),
+    "classes": catalog.class_names(options.data.dataset, federation.num_classes),
   }
 
 
