@@ -18,9 +18,9 @@ from qupeD_jax import models
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import ragged, sources
 from qupeD_jax.engine import loop
-from qupeD_jax.io import packing
+from qupeD_jax.io import packing, predict
 from qupeD_jax.results import metrics
-from qupeD_jax.study import cli, methods, study
+from qupeD_jax.study import cli, example, methods, study
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.options import flat, replaced
@@ -136,6 +136,19 @@ def test_the_table_has_a_line_for_each_method(results):
 
 
 # --- the models it ships
+
+
+def test_a_clients_model_is_set_out_with_images_and_a_command_that_predicts(
+  results, tmp_path, capsys
+):
+  shutil.copytree(results / "models", tmp_path / "models")
+  *_, model, images = example.ship(tmp_path, OPTIONS, client=0).split()
+  assert predict.main([model, images, "--json"]) == 0
+  said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  named = [re.search(r"test_(\d+)_of_class_(\d)\.png$", one["image"]).groups() for one in said]
+  test = dealt().test
+  assert 0 < len(named) == len(list((tmp_path / "example").glob("*.png")))
+  assert all(int(test.y[int(row)]) == int(label) for row, label in named)
 
 
 def shipped(results, method):
