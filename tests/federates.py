@@ -1,11 +1,13 @@
 """One of several processes of a small study, or the only one; a program for tests to start.
 
-Arguments: the results folder, HOST:PORT or -, and the number of this process of two.
+Arguments: the results folder, HOST:PORT or -, the number of this process of two, and options as
+name=value.
 """
 
 import functools
 import sys
 
+from qupeD_jax.checks import BadInput
 from qupeD_jax.study import cli, methods, study
 from qupeD_jax.study.durability import hosts
 from qupeD_jax.study.errors import Lost
@@ -19,17 +21,19 @@ OPTIONS = replaced(
 JOBS = (functools.partial(methods.quped_quantised, bits=(2,)),)
 
 
-def main(folder: str, coordinator: str, process: str) -> None:
-  """Runs the study, and says so if the other process is gone."""
-  options = replaced(OPTIONS, out=folder)
+def main(folder: str, coordinator: str, process: str, *changes: str) -> None:
+  """Runs the study, and says so if the other process is gone or another is refused."""
+  values = {name: int(value) for name, value in (change.split("=") for change in changes)}
+  options = replaced(OPTIONS, out=folder, **values)
   if coordinator != "-":
     where = {"coordinator": coordinator, "processes": 2, "process": int(process)}
     options = replaced(options, **where)
   try:
     hosts.run("tiny", lambda options: study.run("tiny", options, JOBS), options)
-  except Lost as error:
+  except (Lost, BadInput) as error:
     print("error:", error, file=sys.stderr)
     cli.leave(1)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

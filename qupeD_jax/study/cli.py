@@ -61,9 +61,15 @@ def run(name: str, *arguments: str) -> int:
     experiment = importlib.import_module(f"experiments.{name}")
     hosts = importlib.import_module("qupeD_jax.study.durability.hosts")
     known = command_line.leaves(type(experiment.DEFAULTS))
-    options = parse(experiment.DEFAULTS, arguments, name)
-    importlib.import_module("qupeD_jax.study.options").check_effect(options, experiment.DEFAULTS)
-    if hosts.must_be_watched(options):
+    try:
+      options = parse(experiment.DEFAULTS, arguments, name)
+      importlib.import_module("qupeD_jax.study.options").check_effect(options, experiment.DEFAULTS)
+      watched = hosts.must_be_watched(options)
+    except BadInput as error:
+      code = fail(command_line.in_flags(error, known), BAD_INPUT)
+      hosts.tell_refusal(arguments, error)
+      return code
+    if watched:
       return hosts.watch([name, *arguments])
     hosts.run(name, experiment.main, options)
   except BadInput as error:

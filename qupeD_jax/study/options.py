@@ -56,6 +56,8 @@ class Hardware:
   """How many there are; all are started with the same command but for --process."""
   process: int | None = None
   """Number of this process, from 0."""
+  join_timeout: int = 100
+  """Seconds in which all processes must have come."""
   clients_per_step: int | None = None
   """Clients of a cohort that a device trains side by side, to save memory; by default all."""
   store: Literal["device", "host", "disk"] = "device"

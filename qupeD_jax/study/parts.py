@@ -11,7 +11,9 @@ from qupeD_jax.results import metrics
 from qupeD_jax.study.jobs import Job
 
 # Options in which one run may differ from its continuation, and pieces of one table.
-PASSING = ("out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process")
+PASSING = (
+  "out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process", "join_timeout"
+)  # fmt: skip
 OWN = (*PASSING, "only")
 
 

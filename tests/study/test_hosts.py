@@ -26,7 +26,7 @@ ROWS = OPTIONS.work.rounds * OPTIONS.run.seeds
 
 @pytest.fixture
 def start(tmp_path):
-  """Returns a function: results folder, where to meet, number -> a process that has begun."""
+  """Returns a function: results folder, where to meet, number, options -> a process that began."""
   # One device a process, as it would be elsewhere; small programs are kept for the next one.
   own = {
     "XLA_FLAGS": "",
@@ -35,8 +35,8 @@ def start(tmp_path):
   }
   started = []
 
-  def start(folder, where="-", number=0):
-    command = [sys.executable, "-m", "tests.federates", str(folder), where, str(number)]
+  def start(folder, where="-", number=0, *changes):
+    command = [sys.executable, "-m", "tests.federates", str(folder), where, str(number), *changes]
     log = (tmp_path / f"log_{len(started)}").open("w+")
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
     process.log = Path(log.name)
@@ -141,7 +141,14 @@ def test_an_abort_is_put_into_one_line(monkeypatch, capfd):
   """As of jax, when the process that coordinates the others is gone."""
   abort = [sys.executable, "-c", "import os; os.abort()"]
   popen = subprocess.Popen
-  monkeypatch.setattr(subprocess, "Popen", lambda command, env: popen(abort, env=env))
+  copies = []
+
+  def aborting(command, env):
+    copies.append(Path(env[hosts._COPIES]))
+    (copies[0] / "a copy of results").write_text("")
+    return popen(abort, env=env)
+
+  monkeypatch.setattr(subprocess, "Popen", aborting)
   where = ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "1")
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   try:
@@ -150,3 +157,71 @@ def test_an_abort_is_put_into_one_line(monkeypatch, capfd):
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
       signal.signal(number, handler)
   assert capfd.readouterr().err == f"error: {hosts.LOST}\n"
+  assert not copies[0].exists()  # what the aborted process could not remove
+
+
+def test_processes_with_other_options_are_refused_at_all_in_one_line(start, tmp_path):
+  where = somewhere()
+  both = [start(tmp_path, where, 0), start(tmp_path, where, 1, "local_steps=2")]
+  assert [process.wait() for process in both] == [1, 1]
+  line = "error: local_steps 2: that is at process 1, while process 0 has 1\n"
+  assert [process.log.read_text() for process in both] == [line, line]
+
+
+def test_who_waits_in_vain_listens_where_told_and_says_so_in_one_line(start, tmp_path):
+  where = somewhere()
+  alone = start(tmp_path, where, 0, "join_timeout=4")
+  port = int(where.split(":")[1])
+  listening = set()
+  while alone.poll() is None:
+    rows = [
+      row for name in ("tcp", "tcp6") for row in Path("/proc/net", name).read_text().splitlines()
+    ]
+    ends = [row.split()[1] for row in rows if row.split()[3] == "0A"]  # LISTEN
+    listening |= {end.split(":")[0] for end in ends if int(end.split(":")[1], 16) == port}
+    time.sleep(0.1)
+  assert alone.wait() == 2
+  assert alone.log.read_text() == (
+    f"error: --join-timeout 4: within so many seconds not all processes met at {where}\n"
+  )
+  assert listening  # at 127.0.0.1, as it is written there, alone
+  assert {end[-8:] for end in listening} == {"0100007F"}
+
+
+@pytest.mark.parametrize(
+  ("name", "value"), [("jax", "0.10.1"), ("python", "3.12.1"), ("seed", "1"), ("NAME", "faults")]
+)
+def test_the_first_difference_is_named_with_both_values(name, value):
+  ours = hosts._told("quickstart", Options())
+  error = hosts.disagreement([ours, ours, ours | {name: value}])
+  assert str(error) == f"{name} {value}: that is at process 2, while process 0 has {ours[name]}"
+  assert hosts.disagreement([ours, ours]) is None
+
+
+def test_what_may_differ_is_not_told():
+  ours = hosts._told("quickstart", Options())
+  other = replaced(Options(), process=1, data_dir="/d", join_timeout=5)
+  assert hosts._told("quickstart", other) == ours
+
+
+def test_a_refused_process_tells_the_others_if_it_knows_where(monkeypatch):
+  met, told = [], []
+  monkeypatch.setattr(hosts, "_initialize", lambda hardware, late: met.append(hardware))
+  monkeypatch.setattr(hosts, "agree", told.append)
+  typed = ("--coordinator=h:1", "--processes", "2", "--process", "1")
+  assert cli.main(("quickstart", *typed, "--sed", "1")) == 2
+  assert (met[0].coordinator, met[0].processes, met[0].process) == ("h:1", 2, 1)
+  assert told == [{"error": "--sed: belongs to no option; nearest is --seed"}]
+  assert cli.main(("quickstart", *typed[:3], "--sed", "1")) == 2
+  assert len(told) == 1
+
+
+def test_copies_of_results_are_their_owners_alone(tmp_path):
+  shared, own = tmp_path / "results", tmp_path / "own"
+  shared.mkdir(mode=0o755)
+  own.mkdir(mode=0o700)
+  (shared / "summary.json").write_text("{}")
+  copy = hosts.copied(shared, own)
+  assert (copy / "summary.json").read_text() == "{}"
+  assert own.stat().st_mode & 0o777 == 0o700
+  assert not hosts.copied(tmp_path / "nowhere", own / "other").exists()
