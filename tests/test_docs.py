@@ -24,7 +24,7 @@ from qupeD_jax.data import splits
 from qupeD_jax.results import metrics
 from qupeD_jax.study import cli, jobs, study
 from qupeD_jax.study.federation import of_server
-from qupeD_jax.study.options import Options
+from qupeD_jax.study.options import Options, replaced
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,9 +144,8 @@ def test_the_other_programs_are_jobs_that_two_devices_share(run, tmp_path):
   network = run("extending-a-model").module.Residual()
   quantizer = run("extending-a-quantiser").module.straight_through(max_bits=2)
   lg_fedavg = run("extending-an-algorithm").module.lg_fedavg
-  options = Options(
-    clients=3, rounds=2, finetune_rounds=0, eval_every=2, seeds=1, devices=2, out=str(tmp_path)
-  )
+  changes = {"clients": 3, "rounds": 2, "finetune_rounds": 0, "eval_every": 2, "seeds": 1}
+  options = replaced(Options(), **changes, devices=2, out=str(tmp_path))
   steps = {"local_steps": 1, "batch_size": 4}
 
   def shared_heads(options, federation):
@@ -161,7 +160,7 @@ def test_the_other_programs_are_jobs_that_two_devices_share(run, tmp_path):
     return jobs.Job(options, federation, variants, phases)
 
   def split(options, train, test, seed):
-    owner = power_law(train.y, options.clients, exponent=1.0, seed=seed)
+    owner = power_law(train.y, options.division.clients, exponent=1.0, seed=seed)
     return splits.split(train, test, owner, splits.own_proportions, validation=0.2)
 
   def make_model(name, num_classes, image_shape, mean, std, **form):
