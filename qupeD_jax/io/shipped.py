@@ -215,12 +215,12 @@ def _per_channel(value: Any, name: str, channels: int, where: object) -> tuple[f
   fits = isinstance(values, list | tuple) and len(values) == channels
   fits = fits and all(_is_number(entry) for entry in values)
   require(fits, f"{where}: {name}", value, f"{channels} finite numbers")
-  return tuple(map(float, values))
+  return tuple(map(float, np.float32(values)))
 
 
 def _is_number(value: Any) -> bool:
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return real and math.isfinite(np.float32(value))
+  return real and abs(value) <= np.finfo(np.float32).max
 
 
 def _is_whole(value: Any) -> bool:
