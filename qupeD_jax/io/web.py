@@ -26,7 +26,7 @@ import jax
 import tyro
 
 from qupeD_jax import command_line
-from qupeD_jax.checks import BadInput, require
+from qupeD_jax.checks import BadInput, refusal, require
 from qupeD_jax.io import files, forms, packing, shipped
 
 VERSION = "1.30.0"
@@ -97,9 +97,17 @@ def runtime() -> Path:
 
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-  """Returns a server of a folder, on the loopback address; port 0 is any that is free."""
+  """Returns a server of a folder, on the loopback address; port 0 is any that is free.
+
+  Raises:
+    BadInput: the port is taken, or none.
+  """
+  require(0 <= port < 2**16, "port", port, "0 to 65535")
   handler = functools.partial(_Quiet, directory=str(folder))
-  return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+  try:
+    return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+  except OSError as error:
+    raise refusal("port", port, error.strerror) from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,7 +125,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def _serve(options: Options) -> None:
   written = (options.folder / MODEL).is_file()
   require(written, "folder", options.folder, "one that `quped export --to web` wrote")
-  with files.writing(options.folder), server(options.folder, options.port) as running:
+  with server(options.folder, options.port) as running:
     print(f"http://127.0.0.1:{running.server_port}/  (Ctrl+C ends it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
       running.serve_forever()

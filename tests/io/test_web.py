@@ -179,6 +179,13 @@ def test_a_damaged_model_is_not_run(page, browser):
     (folder / "model.onnx").write_bytes(whole)
 
 
+def test_a_port_that_is_taken_is_named(tmp_path, capsys):
+  (tmp_path / web.MODEL).touch()
+  with web.server(tmp_path, port=0) as running:
+    assert web.main([str(tmp_path), "--port", str(running.server_port)]) == 2
+  assert f"error: --port {running.server_port}: " in capsys.readouterr().err
+
+
 def test_without_npm_one_line_says_so(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.setattr(shutil, "which", lambda name: None)
