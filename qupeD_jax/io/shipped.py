@@ -25,6 +25,7 @@ from qupeD_jax.types import Model
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LARGEST = 2**16  # height, width, channels or classes: beyond, a file lies
+_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class About(NamedTuple):
@@ -220,7 +221,7 @@ def _per_channel(value: Any, name: str, channels: int, where: object) -> tuple[f
 
 def _is_number(value: Any) -> bool:
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return real and abs(value) <= np.finfo(np.float32).max
+  return real and abs(value) <= _FLOAT32
 
 
 def _is_whole(value: Any) -> bool:
