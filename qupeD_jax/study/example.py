@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from qupeD_jax.io import export, images, shipped
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.options import Federated
@@ -31,7 +33,8 @@ def ship(folder: Path, options: Federated, client: int) -> str:
   export.write(model, "safetensors", file)
   federation = fed.load(options)
   own = federation.splits[0].test
-  for row in own.rows[own.offsets[client] : own.offsets[client + 1]][:_IMAGES]:
+  rows = own.rows[own.offsets[client] : own.offsets[client + 1]]
+  for row in rows[np.unique(np.linspace(0, len(rows) - 1, _IMAGES).astype(int))]:
     name = f"test_{row}_of_class_{federation.test.y[row]}.png"
     images.write(target / name, federation.test.x[row], model.about.white)
   python = Path(sys.executable)
