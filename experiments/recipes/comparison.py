@@ -1,11 +1,12 @@
 """The full comparison: every method with its own tuned hyperparameters, and what is tried for each.
 
-Methods whose name has a codebook are tuned at 2 bits; their 1-bit variants train side by side with
-them, with the same values.
+Methods whose name has a codebook are tuned at 2 bits; their variants at the precisions of the table
+train side by side, with the same values.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from qupeD_jax.study import methods, rivals, study
 from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import Job, MakeJob
 from qupeD_jax.study.options import Bits, Division, Federated, Hyperparameters, Options, replaced
+from qupeD_jax.types import FULL_PRECISION
 
 
 class Entry(NamedTuple):
@@ -27,34 +29,42 @@ class Entry(NamedTuple):
   grid: dict[str, tuple[float, ...]]  # hyperparameter -> what is tried; all products of it
 
 
-def _entry(name: str, make: MakeJob, bits: tuple[int, ...], **grid: tuple[float, ...]) -> Entry:
-  return Entry(name, partial(make, bits=bits), partial(make, bits=bits[:1]), grid)
+def _quantised(name: str, make: Callable[..., Job], **grid: tuple[float, ...]) -> Entry:
+  """A method that the table has at each of its precisions, and that is tuned at 2 bits."""
+  return Entry(name, partial(_at_bits, make), partial(make, bits=(TUNED_BITS,)), grid)
+
+
+def _at_bits(make: Callable[..., Job], options: Options, federation: Federation) -> Job:
+  return make(options, federation, bits=options.bits)
+
+
+def _full(name: str, make: Callable[..., Job], **grid: tuple[float, ...]) -> Entry:
+  return _plain(name, partial(make, bits=(FULL_PRECISION,)), **grid)
 
 
 def _plain(name: str, make: MakeJob, **grid: tuple[float, ...]) -> Entry:
   return Entry(name, make, make, grid)
 
 
-LOW = (2, 1)  # bits
+TUNED_BITS = 2
 SLOW, FAST, FASTEST = (0.02, 0.05), (0.05, 0.1), (0.1, 0.2)  # rates
 # What QuPeD+ has besides: not tried, but set.
 OURS = {"weights_rate": (0.05,), "global_loss_weight": (1.0,), "global_rate": (0.05,)}
 
 ENTRIES = (
   _plain("local", methods.local_training, weights_rate=(0.02, 0.05, 0.1, 0.2)),
-  _entry("local 2 bit", methods.local_quantised, LOW, weights_rate=FAST, proximity=(1e-4, 1e-3)),
+  _quantised("local 2 bit", methods.local_quantised, weights_rate=FAST, proximity=(1e-4, 1e-3)),
   _plain("FedAvg", methods.federated_averaging, fedavg_rate=(0.05, 0.1, 0.2, 0.4)),
   _plain("FedProx", rivals.fedprox_averaging, fedavg_rate=FASTEST, mu=(0.01, 0.1)),
   Entry(
     "FedAvg + fine-tuning",
-    partial(methods.averaging_then_local, bits=LOW),
+    partial(_at_bits, methods.averaging_then_local),
     methods.averaging_then_local,
     {"fedavg_rate": FASTEST, "fedavg_finetune_rate": SLOW},
   ),
-  _entry(
+  _quantised(
     "FedAvg + codebook 2 bit",
     methods.averaging_then_quantised,
-    LOW,
     fedavg_rate=FASTEST,
     weights_rate=SLOW,
   ),
@@ -62,22 +72,20 @@ ENTRIES = (
   _plain("pFedMe", rivals.moreau_envelopes, weights_rate=FASTEST, penalty=(4.0, 8.0)),
   _plain("Ditto", rivals.near_averaging, weights_rate=FAST, penalty=(0.1, 1.0)),
   _plain("FML", rivals.mutual_learning, weights_rate=FAST, lambda_p=(0.2, 0.5)),
-  _entry("QuPeL 32 bit", rivals.weight_space, (32,), weights_rate=FAST, penalty=(0.01, 0.1)),
-  _entry("QuPeL 2 bit", rivals.weight_space, LOW, weights_rate=FAST, penalty=(0.01, 0.1)),
-  _entry("QuPeD 32 bit", methods.quped_quantised, (32,), weights_rate=FAST, lambda_p=(0.2, 0.5)),
-  _entry("QuPeD 2 bit", methods.quped_quantised, LOW, weights_rate=FAST, lambda_p=(0.2, 0.5)),
-  _entry(
+  _full("QuPeL 32 bit", rivals.weight_space, weights_rate=FAST, penalty=(0.01, 0.1)),
+  _quantised("QuPeL 2 bit", rivals.weight_space, weights_rate=FAST, penalty=(0.01, 0.1)),
+  _full("QuPeD 32 bit", methods.quped_quantised, weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _quantised("QuPeD 2 bit", methods.quped_quantised, weights_rate=FAST, lambda_p=(0.2, 0.5)),
+  _full(
     "QuPeD+ 32 bit",
     methods.quped_from_averaging,
-    (32,),
     fedavg_rate=FASTEST,
     lambda_p=(0.1, 0.4),
     **OURS,
   ),
-  _entry(
+  _quantised(
     "QuPeD+ 2 bit",
     methods.quped_from_averaging,
-    LOW,
     fedavg_rate=FASTEST,
     lambda_p=(0.1, 0.4),
     **OURS,
@@ -88,13 +96,17 @@ ENTRIES = (
 _FULL = ("local", "FedAvg", "FedProx", "FedAvg + fine-tuning", "Per-FedAvg", "pFedMe", "Ditto")
 _FULL += ("FML", "QuPeL 32 bit")
 _QUANTISED = ("local", "FedAvg + k-means", "FedAvg + codebook", "QuPeL")
-COMPARISONS = {
-  **{f"{ours} 32 bit": _FULL for ours in ("QuPeD", "QuPeD+")},
-  **{
-    f"{ours} {bits} bit": (*(f"{rival} {bits} bit" for rival in _QUANTISED), "FedAvg")
-    for bits, ours in itertools.product(LOW, ("QuPeD", "QuPeD+"))
-  },
-}
+
+
+def pairs(bits: Sequence[int]) -> dict[str, tuple[str, ...]]:
+  """Returns who is compared with whom in a table of quantised models at these precisions."""
+  return {
+    **{f"{ours} 32 bit": _FULL for ours in ("QuPeD", "QuPeD+")},
+    **{
+      f"{ours} {b} bit": (*(f"{rival} {b} bit" for rival in _QUANTISED), "FedAvg")
+      for b, ours in itertools.product(bits, ("QuPeD", "QuPeD+"))
+    },
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +141,8 @@ class Comparison(Tuned):
   """Options of the comparison of all methods."""
 
   division: Divisions = Divisions()
+  bits: Bits = (2, 1)
+  """Precisions of the quantised models, 1 to 8; methods at full precision are there in any case."""
   only: tuple[str, ...] = ()
   """Methods to train, by their names in the file; by default all."""
   parts: tuple[str, ...] = ()
@@ -141,8 +155,10 @@ def run(name: str, options: Comparison) -> tuple[study.Outcome, ...]:
   Returns:
     What came of it, by the numbers of classes that a client holds.
   """
+  for bits in options.bits:
+    checks.whole("bits", bits, 1, 8)
   jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
-  compared = partial(study.among, COMPARISONS)
+  compared = partial(study.among, pairs(options.bits))
   tables = [(table, jobs) for table in _tables(name, options)]
   return study.run_all(name, tables, comparisons=compared, taken=options.parts)
 

@@ -14,7 +14,7 @@ from qupeD_jax.study.jobs import Job
 PASSING = (
   "out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process", "join_timeout"
 )  # fmt: skip
-OWN = (*PASSING, "only")
+OWN = (*PASSING, "only", "bits")
 
 
 class Part(NamedTuple):

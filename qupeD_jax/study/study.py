@@ -190,8 +190,8 @@ def untaught(jobs: Sequence[Job], rows: Sequence[Mapping]) -> list[str]:
     for method, seed in training.methods_of_runs(job):
       own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
       sent = [row for row in own if sends[row["round"] - 1]]
-      in_vain = all(row["dropped"] == row.get("clients") for row in sent)
-      if in_vain and any(row["dropped"] for row in sent) and method not in found:
+      in_vain = all(row.get("dropped") == row.get("clients") for row in sent)
+      if in_vain and any(row.get("dropped") for row in sent) and method not in found:
         found.append(method)
   return found
 

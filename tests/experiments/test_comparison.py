@@ -24,7 +24,7 @@ SMALL = {
   "dataset": "digits", "models": ("mlp2",), "clients": 6, "rounds": 4, "finetune_rounds": 1,
   "local_steps": 1, "batch_size": 4, "seeds": 2, "eval_every": 4, "inner_steps": 2,
 }  # fmt: skip
-OPTIONS = replaced(Options(), **SMALL)
+OPTIONS = replaced(Options(), **SMALL, bits=(2, 1))
 NAMES = [entry.name for entry in comparison.ENTRIES]
 
 
@@ -90,7 +90,7 @@ def test_the_tuned_variant_is_the_one_that_is_named(entry, federation):
 def test_all_that_is_compared_is_trained(federation):
   trained = [m for entry in comparison.ENTRIES for m in entry.make(OPTIONS, federation).variants]
   assert len(trained) == len(set(trained))
-  for ours, rivals in comparison.COMPARISONS.items():
+  for ours, rivals in comparison.pairs(OPTIONS.bits).items():
     assert {ours, *rivals} <= set(trained)
     bits = {ours.split()[-2]} - {"32"}
     assert all(set(name.split()) & bits or "bit" not in name for name in rivals if bits)
@@ -320,6 +320,32 @@ def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values,
   compared, _ = metrics.read_comparisons(both)
   assert list(compared["QuPeD 32 bit"]) == ["local", "FedAvg"]
   assert {row["method"] for row in metrics.read_metrics(both)} == set(expected)
+
+
+def test_a_table_has_the_precisions_that_are_asked_for(untrained, tmp_path, values):
+  """And takes over, of a table of more of them, those that it has."""
+
+  def table(folder, bits, parts=()):
+    only = ("FedAvg + fine-tuning", "QuPeD 2 bit", "QuPeD 32 bit")
+    own = SMALL | {"classes_per_client": (3,), "bits": bits, "only": only, "parts": parts}
+    comparison.run("table", replaced(Comparison(), **own, tuned=values, out=str(tmp_path / folder)))
+    return metrics.read_summary(tmp_path / folder)
+
+  both, one = table("both", (3, 1)), table("one", (3,), (str(tmp_path / "both"),))
+  assert [*one] == [
+    "FedAvg + fine-tuning", "FedAvg + k-means 3 bit", "QuPeD 3 bit", "QuPeD 32 bit"
+  ]  # fmt: skip
+  assert set(both) == {*one, "FedAvg + k-means 1 bit", "QuPeD 1 bit"}
+  assert all(one[method] == both[method] for method in one)
+  compared, _ = metrics.read_comparisons(tmp_path / "one")
+  assert [*compared["QuPeD 3 bit"]] == ["FedAvg + k-means 3 bit"]
+
+
+@pytest.mark.parametrize("bits", [(2, 32), (0,), (9,)])
+def test_a_table_has_quantised_models_of_1_to_8_bits(bits):
+  with pytest.raises(BadInput, match=f"bits {bits[-1]}: allowed is a whole number") as refused:
+    comparison.run("table", replaced(Comparison(), **SMALL, bits=bits))
+  assert refused.value.name == "bits"
 
 
 def test_parts_of_another_experiment_are_refused(untrained, tmp_path, values):
