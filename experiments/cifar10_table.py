@@ -5,7 +5,7 @@ make experiment NAME=cifar10_table
 
 By default at the paper's scale, 250 epochs of batches of 50, which wants an accelerator.
 
-What came of it, at two scales, is in docs/reproduction.md.
+What came of it, at three scales, is in docs/reproduction.md.
 """
 
 from experiments.recipes import comparison
