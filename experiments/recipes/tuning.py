@@ -67,16 +67,18 @@ def run(name: str, options: Tuning) -> study.Outcome:
     if folders.begin(folder, config, keys, read_scores, fresh=options.run.fresh, say=say):
       _search(jobs, options, folder, console, folders.saves(options, asked, say))
       folders.end(folder)
-      console.print(f"results in {folder}")
+      say(f"results in {folder}")
   return study.Outcome(folder, read_scores(folder))
 
 
 def _search(
   jobs: dict[str, Job], options: Tuning, folder: Path, console: Console, saves: resume.Saves
 ) -> None:
-  best, tried, chosen, scores = {}, {}, set(), read_scores(folder)
+  best, tried, chosen, scores, before = {}, {}, set(), read_scores(folder), 0
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
+      bar.start(job_name(job), before)
+      before += sum(phase.rounds for phase in job.phases)
       scores = _try(job, folder, bar, saves, scores)
       winner = _best(job, scores)
       chosen.add(winner)
@@ -112,12 +114,11 @@ def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) 
   if left.keys() <= scores.keys():
     return scores
   job = job._replace(variants=left)
-  bar.start(job_name(job))
 
   def record(done: int, chunk: loop.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
-    bar.advance(len(chunk.rounds), rows)
+    bar.advance(len(chunk.rounds), rows, done + int(chunk.rounds[-1]))
 
   try:
     training.train(job, record, folders.of_job(saves, job, folder), folder)

@@ -23,6 +23,8 @@ COLUMNS = (
   "Seconds",
 )
 
+_LEAST_NAME = 16  # characters: a terminal that leaves less gets the table in parts
+
 # What TeX would take for a command, or sets as another character. A bracket that opens a row would
 # be read as an option of the line break before it.
 _TEX = str.maketrans(
@@ -135,19 +137,54 @@ def latex_table(methods: Mapping[str, Mapping[str, Any]], source: object) -> str
 def print_table(
   methods: Mapping[str, Mapping[str, Any]], console: rich.console.Console | None = None
 ) -> None:
-  """Prints the summary to the terminal.
+  """Prints the summary to the terminal; one too narrow gets it in parts, each with the names.
 
   Args:
     methods: name -> what `metrics.summarise` returned.
     console: where to, if not standard output.
   """
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-  table.add_column(COLUMNS[0], overflow="fold", min_width=11)
-  for column in COLUMNS[1:]:
-    table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-  for row in cells(methods):
-    table.add_row(*map(rich.text.Text, row))  # a plain string's [brackets] would be read as markup
-  (console or rich.console.Console()).print(table)
+  console = console or rich.console.Console()
+  rows = cells(methods)
+  if console.options.ascii_only:
+    rows = [tuple(cell.replace("±", "+-") for cell in row) for row in rows]
+  heads = [COLUMNS[:1], *(column.split(" ") for column in COLUMNS[1:])]
+  texts = [[*head, *(row[i] for row in rows)] for i, head in enumerate(heads)]
+  first, *others = (max(map(len, column)) for column in texts)
+  first = min(first, _room_for_names(others, console.width))
+  for columns in _parted(others, console.width - first):
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(COLUMNS[0], overflow="fold", width=first)
+    for column in columns:
+      table.add_column(COLUMNS[column].replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in rows:  # a plain string's [brackets] would be read as markup
+      table.add_row(*(rich.text.Text(row[column]) for column in (0, *columns)))
+    console.print(table)
+
+
+def _room_for_names(others: Sequence[int], width: int) -> int:
+  """Returns how wide the first column may be: beside all others, or beside a part of them.
+
+  >>> _room_for_names([10, 10], 80), _room_for_names([10, 10], 30)
+  (58, 15)
+  """
+  room = width - sum(others) - len(others)
+  return room if room >= _LEAST_NAME else max(1, min(width // 2, width - max(others) - 1))
+
+
+def _parted(widths: Sequence[int], room: int) -> list[list[int]]:
+  """Parts columns, numbered from 1 and with a space before each, so that every part has room.
+
+  >>> _parted([5, 5, 5], 13)
+  [[1, 2], [3]]
+  """
+  parts, left = [], -1
+  for column, width in enumerate(widths, start=1):
+    if width + 1 > left:
+      parts.append([])
+      left = room
+    parts[-1].append(column)
+    left -= width + 1
+  return parts
 
 
 def comparison_columns(ours: str, level: float) -> tuple[str, ...]:

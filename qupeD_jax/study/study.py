@@ -78,7 +78,7 @@ def run(
   recorded = lambda folder: parts.finished(folder).summary.keys()
   with folders.held(folder), stopping.listening() as asked:
     if folders.begin(folder, config, methods, recorded, fresh=options.run.fresh, say=say):
-      console.print(f"{name}: {describe(options, federation)}")
+      say(f"{name}: {describe(options, federation)}")
       plots.clients(held_classes(federation), folder / "clients.png")
       saves = folders.saves(options, asked, say)
       summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going)
@@ -90,7 +90,7 @@ def run(
       print_privacy(summary, console)
       for method in untaught(jobs, metrics.read_metrics(folder)):
         say(f"{method}: the server dropped every upload of every round, none was finite")
-      console.print(f"results in {folder}")
+      say(f"results in {folder}")
   return Outcome(folder, metrics.read_summary(folder))
 
 
@@ -152,7 +152,7 @@ def run_jobs(
   finished = parts.finished(folder)
   methods = [method for job in jobs for method in job.variants]
   in_order = lambda of: {method: of[method] for method in methods if method in of}
-  summary, accuracies = finished.summary, finished.accuracies
+  summary, accuracies, before = finished.summary, finished.accuracies, 0
   with Bar(sum(phase.rounds for job in jobs for phase in job.phases), console) as bar:
 
     def results_of(job):
@@ -168,6 +168,8 @@ def run_jobs(
       )
 
     for job in jobs:
+      bar.start(job_name(job), before)
+      before += sum(phase.rounds for phase in job.phases)
       entries, scores = surviving(job, results_of, console) if keep_going else results_of(job)
       summary, accuracies = in_order(summary | entries), in_order(accuracies | scores)
       # The summary last: what it has is finished.
@@ -201,7 +203,8 @@ def print_privacy(summary: Mapping[str, dict], console: Console) -> None:
   for method, entry in summary.items():
     if found := entry.get("privacy"):
       bound = f"epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g}"
-      console.print(f"{method}: {bound}, for neighbours that differ in what one client holds")
+      line = f"{method}: {bound}, for neighbours that differ in what one client holds"
+      sayer(console)(line)
 
 
 def sayer(console: Console) -> Callable[[str], None]:
@@ -261,14 +264,13 @@ def run_job(
     Two dicts by method: the entries of summary.json and those of accuracies.json.
   """
   options = job.options
-  bar.start(job_name(job))
 
   def record(done: int, chunk: loop.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
     if sitter and chunk.scores:
       sitter.take(chunk.state, done + int(chunk.rounds[-1]))
-    bar.advance(len(chunk.rounds), rows)
+    bar.advance(len(chunk.rounds), rows, done + int(chunk.rounds[-1]))
 
   trained = training.train(job, record, saves, folder)
   scores = training.score_tests(job, trained)
@@ -297,7 +299,7 @@ def surviving(
   try:
     return results_of(job)
   except Diverged as error:
-    console.print(f"left out: {error}", highlight=False)
+    sayer(console)(f"left out: {error}")
     left = {name: variant for name, variant in job.variants.items() if name != error.method}
     return surviving(job._replace(variants=left), results_of, console) if left else ({}, {})
 

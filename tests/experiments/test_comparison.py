@@ -297,7 +297,7 @@ def untrained(monkeypatch):
       row = {"method": method, "seed": 0, "round": 1, "loss": 1.0, "accuracy": 0.5}
       metrics.append_metrics(folder, [row])
       assert set(variant.bits) <= {1, 2, 3, 32}
-    bar.advance(1, [row])
+    bar.advance(1, [row], 1)
     return entries, accuracies
 
   monkeypatch.setattr(study, "run_job", run_job)

@@ -263,15 +263,30 @@ def test_two_methods_of_one_name_are_refused(tmp_path):
     run(tmp_path, replaced(SMALLER, bits=(32,)), jobs)
 
 
+ROWS = [{"loss": 1.5, "accuracy": None}, {"loss": 12.5, "accuracy": 0.987}]
+
+
 def test_the_bar_shows_the_numbers_in_80_columns():
   console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=True)
   with Bar(360, console) as bar:
-    bar.start("QuPeD 2 bit, QuPeD 1 bit, QuPeD mixed")
-    bar.advance(120, [{"loss": 1.5, "accuracy": None}, {"loss": 12.5, "accuracy": 0.987}])
+    bar.start("QuPeD 2 bit, QuPeD 1 bit, QuPeD mixed", before=100)
+    bar.advance(5, ROWS, done=20)  # 15 rounds were done by an earlier start
   shown = rich.text.Text.from_ansi(console.file.getvalue()).plain
   assert re.search(
     r"QuPeD 2 bit.* 120/360 loss 12\.500  accuracy 98\.7 % [-\d]:[-\d]+:[-\d]+", shown
   )
+
+
+def test_where_there_is_no_terminal_every_evaluation_is_a_line():
+  console = rich.console.Console(width=20, file=io.StringIO())
+  with Bar(360, console) as bar:
+    bar.start("FedAvg [/x]", before=100)
+    bar.advance(5, ROWS, done=20)
+    bar.advance(1, ROWS[:1], done=21)
+    bar.advance(5, ROWS, done=26)
+  first, second = console.file.getvalue().splitlines()
+  assert first == "FedAvg [/x]: round 20, loss 12.500, accuracy 98.7 %; 120 of 360"
+  assert re.fullmatch(r"FedAvg .*: round 26, .* %; 126 of 360, \d+:\d\d:\d\d left", second)
 
 
 # --- how a run ends before its end

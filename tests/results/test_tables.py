@@ -42,6 +42,26 @@ def test_printed_table_says_the_same_and_reads_no_markup():
     assert cell in text
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_no_column_is_cut_however_narrow_the_terminal(width):
+  methods = {"method-of-a-long-name": summary()["QuPeD [a|b]"]}
+  console = rich.console.Console(file=io.StringIO(), width=width)
+  tables.print_table(methods, console)
+  text = console.file.getvalue()
+  assert all(len(line) <= width for line in text.splitlines())
+  assert len(re.findall("^Method", text, re.M)) == 1 or width < 80
+  name, *cells = tables.cells(methods)[0]
+  assert set(" ".join(cells).split()) <= set(text.split())
+  assert name in "".join(line.split(" ")[0] for line in text.splitlines())
+
+
+def test_a_terminal_without_the_sign_gets_another():
+  out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  tables.print_table(summary(), rich.console.Console(file=out, width=80))
+  out.seek(0)
+  assert "87.5 +- 0.6" in out.read()
+
+
 def test_the_best_accuracies_are_found_and_ties_share():
   methods = summary()
   assert tables.best_cells(methods) == {(0, 1), (0, 2), (1, 3)}
