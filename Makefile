@@ -1,17 +1,36 @@
-# make experiment NAME=quickstart [ARGS="--rounds 20 --seed 3"]    run an experiment
-# make experiments                                                 list them
+# make experiment NAME=quickstart [ARGS="--rounds 20 --seed 3"]    run an experiment; ARGS=--help explains
+# make experiment                                                  list them, as make experiments does
 # make report NAME=quickstart                                      results as report.html, table.tex
-# make test                                                        run all tests
 # make bench [ARGS=--quick]                                        time training steps; see docs/speed.md
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
 # make export-tools                                                install what writes ONNX, Core ML, StableHLO
-# make setup ACCELERATOR=cuda13                                    install jax for cpu, cuda12, cuda13 or tpu
+# make test                                                        run all tests
+# make lint                                                        check the style of the code
+# make setup [ACCELERATOR=cuda13]                                  install jax for cpu, cuda12, cuda13 or tpu
+# make ... PYTHON=python3.12                                       with another Python, of 3.11 or later
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
 BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
+
+# NAME is one word and ARGS are words, as a shell has them; neither make nor a shell runs what is in
+# them: they are taken as typed, and reach Python through the environment.
+override NAME := $(value NAME)
+override ARGS := $(value ARGS)
+override ACCELERATOR := $(value ACCELERATOR)
+export NAME ARGS ACCELERATOR
+define RUN
+import os, shlex, sys
+try:
+  words = shlex.split(os.environ["ARGS"])
+except ValueError as error:
+  sys.exit(f"error: ARGS={os.environ['ARGS']}: {error}")
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:], *words])
+endef
+export RUN
+PIP := install --quiet --disable-pip-version-check --retries 1 --timeout 10
 
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment experiments report test bench lint data demo export-tools
@@ -25,47 +44,48 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@$(BIN)/pip $(PIP) --editable ".[test]" 2> .venv/log || \
+	  { echo "error: packages are not installed: $$(tail -n 1 .venv/log)" >&2; exit 1; }
 	@touch $@
 
 setup: .venv
-	@case "$(ACCELERATOR)" in \
+	@case "$$ACCELERATOR" in \
 	  cpu) ;; \
-	  cuda12|cuda13|tpu) $(BIN)/pip install --quiet --disable-pip-version-check \
-	    "jax[$(ACCELERATOR)]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" ;; \
-	  *) echo "error: ACCELERATOR=$(ACCELERATOR): allowed is cpu, cuda12, cuda13 or tpu" >&2; exit 2 ;; \
+	  cuda12|cuda13|tpu) $(BIN)/pip $(PIP) \
+	    "jax[$$ACCELERATOR]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" ;; \
+	  *) echo "error: ACCELERATOR=$$ACCELERATOR: allowed is cpu, cuda12, cuda13 or tpu" >&2; exit 2 ;; \
 	esac
 	@$(BIN)/python -c 'import jax; print("jax", jax.__version__, "on", jax.devices())'
 
 experiment: .venv
-	@$(BIN)/python -m experiments $(or $(NAME),$(error NAME is missing; make experiments lists the names)) $(ARGS)
+	@$(BIN)/python -c "$$RUN" experiments $${NAME:+"$$NAME"}
 
 experiments: .venv
 	@$(BIN)/python -m experiments
 
-# Results are in results/; those that come with the repository are in experiments/results/.
+# Results are in results/; reports of those that come with the repository go to results/reports/.
 report: .venv
-	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
-	@folder="results/$(NAME)"; \
-	if ! test -d "$$folder" && test -d "experiments/$$folder"; then folder="experiments/$$folder"; fi; \
-	$(BIN)/python -m qupeD_jax report "$$folder"
+	@test -n "$$NAME" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
+	@if ! test -d "results/$$NAME" && test -d "experiments/results/$$NAME"; \
+	then $(BIN)/python -m qupeD_jax report "experiments/results/$$NAME" "results/reports/$$NAME"; \
+	else $(BIN)/python -m qupeD_jax report "results/$$NAME"; fi
 
 test: .venv
 	$(BIN)/python -m pytest
 
 bench: .venv
-	@$(BIN)/python -m benchmarks.steps $(ARGS)
+	@$(BIN)/python -c "$$RUN" benchmarks.steps
 
 # Runs quickstart first where it has not run. The page's runtime is fetched by npm, once.
 demo: export-tools
 	@test -d results/quickstart/models || $(BIN)/python -m experiments quickstart
 	@$(BIN)/python -m qupeD_jax export results/quickstart --client 0 --to web --out results/quickstart/web
-	@$(BIN)/python -m qupeD_jax serve results/quickstart/web $(ARGS)
+	@$(BIN)/python -c "$$RUN" qupeD_jax serve results/quickstart/web
 
 export-tools: .venv/exporting
 
 .venv/exporting: requirements/export.txt .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[export]"
+	$(BIN)/pip $(PIP) --editable ".[export]"
 	@touch $@
 
 lint: .venv
@@ -74,7 +94,9 @@ lint: .venv
 
 # TensorFlow is needed to prepare images, not to read them: it gets an environment of its own.
 data: .venv
-	@test -n "$(NAME)" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
-	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip install \
-	  --quiet --disable-pip-version-check -r requirements.txt tensorflow-cpu || { rm -rf .venv-data; exit 1; }; }
-	@.venv-data/bin/python -m qupeD_jax data $(NAME) $(ARGS)
+	@test -n "$$NAME" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
+	@$(BIN)/python -m qupeD_jax data --check "$$NAME"
+	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip $(PIP) \
+	  -r requirements.txt tensorflow-cpu 2> .venv/log; } || \
+	  { echo "error: packages are not installed: $$(tail -n 1 .venv/log)" >&2; rm -rf .venv-data; exit 1; }
+	@.venv-data/bin/python -c "$$RUN" qupeD_jax data "$$NAME"

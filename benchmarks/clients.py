@@ -53,7 +53,7 @@ class Options:
   """Turns that the contenders take, at most."""
   seconds: float = 120.0
   """Time for the turns, after which no more than three are taken; processor time gets as much."""
-  out: Path = Path("benchmarks/results")
+  out: Path = Path("results/benchmarks")
   """Folder of the results."""
 
 

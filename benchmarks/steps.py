@@ -80,7 +80,7 @@ class Options:
   """Time for the turns of a case, after which no more than three are taken."""
   slow: bool = False
   """On a CPU, also run convolutions of XLA in a loop, over 100 times as long."""
-  out: Path = Path("benchmarks/results")
+  out: Path = Path("results/benchmarks")
   """Folder of the results."""
 
 

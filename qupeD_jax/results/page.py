@@ -1,8 +1,9 @@
 """A results folder as one HTML page and one LaTeX table.
 
-  quped report FOLDER
+  quped report FOLDER [OUT]
 
-writes FOLDER/report.html, which needs neither a server nor a network, and FOLDER/table.tex.
+writes report.html, which needs neither a server nor a network, and table.tex into OUT, by default
+FOLDER itself.
 """
 
 import base64
@@ -80,11 +81,12 @@ class Results(NamedTuple):
   pictures: dict[str, bytes]  # file name -> PNG
 
 
-def write_page(folder: str | Path) -> list[Path]:
-  """Writes plots.html and table.tex into a results folder.
+def write_page(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+  """Writes report.html and table.tex of a results folder.
 
   Args:
     folder: the results folder.
+    out: where to, a folder that is made; by default into the results folder.
 
   Returns:
     The files that were written.
@@ -93,13 +95,15 @@ def write_page(folder: str | Path) -> list[Path]:
     BadInput: the folder, config.json or summary.json is missing, a file is damaged, or nothing can
       be written.
   """
-  folder = Path(folder)
+  folder, out = Path(folder), Path(out or folder)
   results = read_results(folder)
   page = html_page(results)
   latex = tables.latex_table(results.summary, folder / metrics.SUMMARY)
-  files.write(folder / PAGE, page)
-  files.write(folder / LATEX, latex)
-  return [folder / PAGE, folder / LATEX]
+  with files.writing(out):
+    out.mkdir(parents=True, exist_ok=True)
+  files.write(out / PAGE, page)
+  files.write(out / LATEX, latex)
+  return [out / PAGE, out / LATEX]
 
 
 def read_results(folder: Path) -> Results:
@@ -202,10 +206,10 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
-  if len(arguments) != 1 or arguments[0].startswith("-"):
-    return _fail("usage: quped report FOLDER, where FOLDER holds results")
+  if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+    return _fail("usage: quped report FOLDER [OUT], where FOLDER holds results")
   try:
-    for path in write_page(arguments[0]):
+    for path in write_page(*arguments):
       print(path)
   except BadInput as error:
     return _fail(error)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from qupeD_jax.study import terminal
 from qupeD_jax.study.errors import Terminated
 
 
@@ -29,10 +30,14 @@ def listening() -> Iterator[Callable[[], bool]]:
   threading.Thread(target=_end_at_second, args=(far,), daemon=True).start()
   wakeup = signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
   handler = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+  interrupt = signal.getsignal(signal.SIGINT)
+  if interrupt is terminal.end:  # from now on there is something to be saved
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     yield asked.is_set
   finally:
     signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, interrupt)
     signal.set_wakeup_fd(wakeup)
     near.close()
   if asked.is_set():

@@ -1,0 +1,56 @@
+"""The Makefile: what is typed reaches Python as words, and nothing runs it on the way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parent.parent / "Makefile"
+HOSTILE = "a; touch ran `touch ran` $(touch ran) $(shell touch ran) $$(touch ran) \"' & | > ran"
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Returns a function: what is typed -> the process, where Python prints its arguments."""
+  (tmp_path / ".venv" / "bin").mkdir(parents=True)
+  (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+  (tmp_path / "requirements").mkdir()
+  for name in ("pyproject.toml", "requirements.txt", "requirements/test.txt"):
+    (tmp_path / name).touch()
+  (tmp_path / ".venv" / "installed").touch()
+  for room, name in (("experiments", "__main__"), ("qupeD_jax", "__main__")):
+    (tmp_path / room).mkdir(parents=True)
+    (tmp_path / room / f"{name}.py").write_text("import sys; print(sys.argv[1:])")
+
+  def make(*typed):
+    command = ["make", "-f", MAKEFILE, *typed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert not (tmp_path / "ran").exists()
+    return done
+
+  return make
+
+
+@pytest.mark.parametrize("target", ["experiment", "report"])
+def test_a_name_is_one_word_that_nothing_runs(make, target):
+  done = make(target, f"NAME={HOSTILE}")
+  assert HOSTILE in done.stdout.replace("\\'", "'")
+
+
+def test_arguments_are_words_as_a_shell_has_them(make):
+  typed = """--only 'QuPeD 2 bit' "a b" $(touch ran) $$HOME *"""
+  words = ["x", "--only", "QuPeD 2 bit", "a b", "$(touch", "ran)", "$$HOME", "*"]
+  assert make("experiment", "NAME=x", f"ARGS={typed}").stdout == f"{words}\n"
+  assert make("experiment", "ARGS='a").stderr.startswith("error: ARGS='a: No closing quotation\n")
+
+
+def test_without_a_name_the_experiments_are_listed(make):
+  assert make("experiment").stdout == make("experiments").stdout == "[]\n"
+
+
+def test_help_names_every_target():
+  lines = MAKEFILE.read_text().splitlines()
+  (targets,) = (line.split()[1:] for line in lines if line.startswith(".PHONY:"))
+  told = "\n".join(line for line in lines if line.startswith("# make "))
+  assert [name for name in targets if name != "help" and f"make {name}" not in told] == []
