@@ -152,7 +152,7 @@ def print_table(
   first, *others = (max(map(len, column)) for column in texts)
   first = min(first, _room_for_names(others, console.width))
   for columns in _parted(others, console.width - first):
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(COLUMNS[0], overflow="fold", width=first)
     for column in columns:
       table.add_column(COLUMNS[column].replace(" ", "\n"), justify="right", no_wrap=True)

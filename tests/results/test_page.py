@@ -247,7 +247,7 @@ def test_damage_is_one_line_and_code_2_and_leaves_no_page(tmp_path, capsys, file
   assert not (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "b", "c"], ["--help"]])
 def test_wrong_arguments_are_one_line_and_code_2(capsys, arguments):
   assert page.main(arguments) == 2
   assert capsys.readouterr().err.startswith("error: usage: quped report FOLDER")
