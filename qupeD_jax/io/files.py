@@ -240,12 +240,12 @@ def write(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str) -> None:
-  """Appends all of a text to a file, on disk before this returns, or nothing of it.
+  """Appends all of a text to a file that exists, on disk before this returns, or nothing of it.
 
   Raises:
     BadInput: the file cannot be written; what was there before stays.
   """
-  with writing(path), path.open("ab", buffering=0) as file:
+  with writing(path), path.open("r+b", buffering=0) as file:
     size, left = file.seek(0, os.SEEK_END), memoryview(text.encode())
     try:
       while left:

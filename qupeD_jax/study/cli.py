@@ -13,7 +13,7 @@ from qupeD_jax import command_line
 from qupeD_jax.checks import BadInput
 from qupeD_jax.command_line import BAD_INPUT, fail
 from qupeD_jax.study import config
-from qupeD_jax.study.errors import Diverged, Lost, OutOfTime, Terminated
+from qupeD_jax.study.errors import Diverged, Incomplete, Lost, OutOfTime, Terminated
 
 # Looked up, not imported: the package does not know its experiments.
 FOLDER = Path(importlib.util.find_spec("experiments").origin).parent
@@ -76,7 +76,7 @@ def run(name: str, *arguments: str) -> int:
     return fail(command_line.in_flags(error, known), BAD_INPUT)
   except KeyboardInterrupt:
     return fail("interrupted; the same command goes on from the last save", INTERRUPTED)
-  except (Diverged, Lost) as error:
+  except (Diverged, Incomplete, Lost) as error:
     return fail(error, FAILED)
   except OutOfTime as stopped:
     print(stopped)

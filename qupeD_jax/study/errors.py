@@ -19,3 +19,7 @@ class Terminated(Exception):
 
 class Lost(RuntimeError):
   """Another process of the run is gone; the message is one line."""
+
+
+class Incomplete(RuntimeError):
+  """Parts of the results are gone at the end of a run; the message is one line."""

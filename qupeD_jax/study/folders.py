@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from qupeD_jax.io import checkpoint, files
 from qupeD_jax.results import metrics
 from qupeD_jax.study import parts, portrait, training
 from qupeD_jax.study.durability import resume
+from qupeD_jax.study.errors import Incomplete
 from qupeD_jax.study.jobs import Job, job_name
 from qupeD_jax.study.options import Federated
 
@@ -100,6 +101,26 @@ def begin(
   with files.writing(folder):
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
   return True
+
+
+def require_whole(folder: Path, config: dict[str, Any], rounds: Mapping[str, int]) -> None:
+  """Raises Incomplete if anything of a run's results has gone while it was at work.
+
+  Args:
+    folder: of the results.
+    config: the experiment's name and options.
+    rounds: of each method, for every seed of `config`.
+  """
+  names = (metrics.CONFIG, metrics.METRICS, metrics.SUMMARY, metrics.ACCURACIES)
+  missing = [name for name in names if not (folder / name).is_file()]
+  rows = [] if metrics.METRICS in missing else metrics.read_metrics(folder)
+  counts = collections.Counter(row["method"] for row in rows)
+  for method, count in rounds.items():
+    expected = count * len(config["seed_list"])
+    if lacking := max(0, expected - counts[method]):
+      missing.append(f"{lacking} of {expected} rows of {method}")
+  if missing:
+    raise Incomplete(f"{folder}: missing at the end are {', '.join(missing)}; --fresh begins anew")
 
 
 def end(folder: Path) -> None:

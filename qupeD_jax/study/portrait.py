@@ -4,11 +4,15 @@ They lie on the disk while a study runs, so that one that was stopped draws what
 in one go.
 """
 
+import zipfile
+import zlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import parallel
 from qupeD_jax.io import files
 from qupeD_jax.quantization import ops
@@ -19,6 +23,7 @@ from qupeD_jax.types import FULL_PRECISION, FedState
 FOLDER = "snapshots"  # in the results folder, until the study is done
 PICTURES = ("weights.png", "centers.png")
 
+_NOTHING = ".none"  # suffix of a moment without codebooks
 _MOMENTS = 5  # at which weights are kept; centers always are
 
 
@@ -41,15 +46,17 @@ class Portrait(NamedTuple):
   folder: Path
 
   def take(self, state: FedState, done: int) -> None:
-    """Keeps what there is to be seen after an evaluation, if the phase has codebooks.
+    """Keeps what there is to be seen after an evaluation.
 
     Args:
       state: of all runs, leaves [R, ...].
       done: rounds of the job until now.
     """
     books = getattr(state.clients[0], "codebooks", {})
-    if not books:
-      return
+    with files.writing(self.folder):
+      self.folder.mkdir(parents=True, exist_ok=True)
+    if not books:  # so that one that is missing shows
+      return files.write(self.folder / f"{done:09d}{_NOTHING}", "")
     of_client = lambda leaf: parallel.fetch(leaf[self.run, self.slot])
     centers = {path: of_client(book) for path, book in books.items()}
     kept = {f"centers/{path}": book[np.isfinite(book)] for path, book in centers.items()}
@@ -57,20 +64,33 @@ class Portrait(NamedTuple):
       flat = ops.flatten(state.clients[0].variables["params"])
       path = max(books, key=lambda path: flat[path].size)
       kept[f"weights/{path}"] = of_client(flat[path]).ravel()
-    with files.writing(self.folder):
-      self.folder.mkdir(parents=True, exist_ok=True)
     with files.whole(self.folder / f"{done:09d}.npz") as file:
       np.savez(file, **kept)
+    return None
 
   def cut_back(self, rounds: int) -> None:
     """Forgets what was taken after so many rounds."""
-    for path in self.folder.glob("*.npz"):
+    for path in _snapshots(self.folder) + _snapshots(self.folder, _NOTHING):
       if int(path.stem) > rounds:
         path.unlink()
 
-  def draw(self, folder: Path) -> None:
-    """Draws what was kept, if anything, into the results folder."""
-    snapshots = [_read(path) for path in sorted(self.folder.glob("*.npz"))]
+  def draw(self, folder: Path, evaluated: Collection[int], say: Callable[[str], None]) -> None:
+    """Draws what was kept, if anything, into the results folder.
+
+    Args:
+      folder: of the results.
+      evaluated: rounds after which a snapshot was taken.
+      say: called with one line where snapshots are missing or damaged: there is no picture then.
+    """
+    taken = _snapshots(self.folder)
+    there = {int(path.stem) for path in taken + _snapshots(self.folder, _NOTHING)}
+    try:
+      if missing := set(evaluated) - there:
+        raise BadInput(f"{self.folder}: {len(missing)} of {len(evaluated)} snapshots are missing")
+      snapshots = list(map(_read, taken))
+    except BadInput as error:
+      say(f"{error}; {' and '.join(PICTURES)} are left out")
+      return
     if not snapshots:
       return
     who = f"{self.method}, client {self.client}"
@@ -83,7 +103,7 @@ class Portrait(NamedTuple):
 
   def _is_moment(self, done: int) -> bool:
     """Tells whether weights are to be kept: at the first snapshot, and evenly over the rounds."""
-    before = max((int(path.stem) for path in self.folder.glob("*.npz")), default=None)
+    before = max((int(path.stem) for path in _snapshots(self.folder)), default=None)
     moments = (round(self.rounds * i / (_MOMENTS - 1)) for i in range(_MOMENTS))
     return before is None or any(before < moment <= done for moment in moments)
 
@@ -108,10 +128,18 @@ def of_job(job: Job, folder: Path, method: str | None = None) -> Portrait | None
   return None
 
 
+def _snapshots(folder: Path, suffix: str = ".npz") -> list[Path]:
+  """Returns the files of a portrait, in order; others may lie beside them."""
+  return sorted(path for path in folder.glob(f"*{suffix}") if path.stem.isdecimal())
+
+
 def _read(path: Path) -> Snapshot:
   weights, centers = {}, {}
-  with np.load(path) as kept:
-    for name in kept.files:
-      kind, _, tensor = name.partition("/")
-      (weights if kind == "weights" else centers)[tensor] = kept[name]
+  try:
+    with np.load(path) as kept:
+      for name in kept.files:
+        kind, _, tensor = name.partition("/")
+        (weights if kind == "weights" else centers)[tensor] = kept[name]
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise BadInput(f"{path}: damaged") from error
   return Snapshot(int(path.stem), weights, centers)

@@ -72,6 +72,7 @@ def run(
   console, options = Console(), settled(options)
   federation, jobs = prepare(options, make_jobs, split, make_model)
   methods = [method for job in jobs for method in job.variants]
+  rounds = {m: sum(p.rounds for p in job.phases) for job in jobs for m in job.variants}
   config = config_of(name, options)
   found = parts.read(taken, config)
   folder, say = folder_of(name, options), sayer(console)
@@ -85,6 +86,7 @@ def run(
       if pairs := comparisons([*summary]):
         metrics.write_comparisons(folder, pairs)
       draw(folder)
+      folders.require_whole(folder, config, {m: r for m, r in rounds.items() if m in summary})
       folders.end(folder)
       tables.print_table(summary, console)
       print_privacy(summary, console)
@@ -275,7 +277,7 @@ def run_job(
   trained = training.train(job, record, saves, folder)
   scores = training.score_tests(job, trained)
   if sitter:
-    sitter.draw(folder)
+    sitter.draw(folder, evaluated(folder, sitter.method, options.run.seed), saves.warn)
   save_models(job, trained, folder)
   entries, accuracies = {}, {}
   seconds = trained.seconds / len(training.methods_of_runs(job))
@@ -284,6 +286,12 @@ def run_job(
     entries[method] = summarise(job, method, own, seconds) | about_privacy(job, method)
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
+
+
+def evaluated(folder: Path, method: str, seed: int) -> list[int]:
+  """Returns the rounds after which a method was scored, by metrics.jsonl."""
+  rows = (row for row in metrics.read_metrics(folder) if row["accuracy"] is not None)
+  return [row["round"] for row in rows if (row["method"], row["seed"]) == (method, seed)]
 
 
 def surviving(

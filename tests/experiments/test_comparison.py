@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import chex
@@ -294,8 +295,10 @@ def untrained(monkeypatch):
       scores = {"personal": rng.random((seeds, clients))}
       entries[method] = study.summarise(job, method, scores, seconds=1.0)
       accuracies[method] = {"seeds": [*range(seeds)], "accuracy": scores["personal"]}
-      row = {"method": method, "seed": 0, "round": 1, "loss": 1.0, "accuracy": 0.5}
-      metrics.append_metrics(folder, [row])
+      row = {"method": method, "loss": 1.0, "accuracy": 0.5}
+      counted = itertools.product(range(seeds), range(sum(p.rounds for p in job.phases)))
+      rows = [row | {"seed": seed, "round": done + 1} for seed, done in counted]
+      metrics.append_metrics(folder, rows)
       assert set(variant.bits) <= {1, 2, 3, 32}
     bar.advance(1, [row], 1)
     return entries, accuracies

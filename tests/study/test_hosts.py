@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -225,3 +226,27 @@ def test_copies_of_results_are_their_owners_alone(tmp_path):
   assert (copy / "summary.json").read_text() == "{}"
   assert own.stat().st_mode & 0o777 == 0o700
   assert not hosts.copied(tmp_path / "nowhere", own / "other").exists()
+
+
+ON_ONE_DEVICE = replaced(Options(), participation=0.5)
+
+
+def test_numbers_are_those_of_float32_whatever_the_environment_asks_for():
+  asked = {"jax_enable_x64": True, "jax_numpy_dtype_promotion": "strict",
+           "jax_numpy_rank_promotion": "raise"}  # fmt: skip
+  before = {name: getattr(jax.config, name) for name in asked}
+  for name, value in asked.items():
+    jax.config.update(name, value)
+  hosts.join(ON_ONE_DEVICE)
+  assert {name: getattr(jax.config, name) for name in asked} == before
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+  def unavailable():
+    raise RuntimeError("Unable to initialize backend 'cuda': no GPU\nand more")
+
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setattr(jax, "default_backend", unavailable)
+  line = r"^JAX_PLATFORMS=cuda: no such device here \(Unable .* no GPU\)$"
+  with pytest.raises(BadInput, match=line):
+    hosts.join(ON_ONE_DEVICE)

@@ -18,7 +18,7 @@ from qupeD_jax.io import checkpoint
 from qupeD_jax.results import metrics, plots
 from qupeD_jax.study import cli, folders, methods, portrait, study
 from qupeD_jax.study.durability import resume
-from qupeD_jax.study.errors import OutOfTime
+from qupeD_jax.study.errors import Incomplete, OutOfTime
 from qupeD_jax.study.options import Options, replaced
 
 OPTIONS = replaced(
@@ -204,7 +204,7 @@ def test_snapshots_hold_all_centers_and_weights_at_five_moments(tmp_path, monkey
   shown = {}
   monkeypatch.setattr(plots, "weights", lambda *drawn: shown.update(weights=drawn))
   monkeypatch.setattr(plots, "centers", lambda *drawn: shown.update(centers=drawn))
-  sitter.draw(tmp_path)
+  sitter.draw(tmp_path, range(6, 17, 2), print)
   kept, _, title = shown["weights"]
   assert title == "ours, client 7: dense_1/kernel"
   assert [number for number, *_ in kept] == [6, 8, 12, 16]
@@ -213,6 +213,33 @@ def test_snapshots_hold_all_centers_and_weights_at_five_moments(tmp_path, monkey
   assert rounds == [6, 8, 10, 12, 14, 16]
   np.testing.assert_array_equal(by_tensor["dense_1/kernel"], np.transpose([rounds]))
   assert title == "ours, client 7"
+  said, taken = [], tmp_path / "snapshots"
+  (taken / "notes.npz").write_bytes(b"of somebody else")
+  sitter.cut_back(14)
+  sitter.draw(tmp_path, range(6, 17, 2), said.append)
+  (taken / "000000016.npz").write_bytes((taken / "000000014.npz").read_bytes()[:-9])
+  sitter.draw(tmp_path, range(6, 17, 2), said.append)
+  lost, cut = said
+  assert lost.endswith(": 1 of 6 snapshots are missing; weights.png and centers.png are left out")
+  assert cut.endswith("16.npz: damaged; weights.png and centers.png are left out")
+
+
+def test_results_that_went_while_a_run_was_at_work_are_missed(tmp_path):
+  config = {"seed_list": [0, 1]}
+  metrics.open_results(tmp_path, config)
+  metrics.write_summary(tmp_path, {})
+  metrics.write_accuracies(tmp_path, {})
+  row = lambda seed, number: {"method": "local", "seed": seed, "round": number}
+  metrics.append_metrics(tmp_path, [row(seed, number) for seed in (0, 1) for number in (1, 2)])
+  folders.require_whole(tmp_path, config, {"local": 2})
+  with pytest.raises(Incomplete, match=r"missing at the end are 2 of 6 rows of local; "):
+    folders.require_whole(tmp_path, config, {"local": 3})
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(Incomplete, match=r"are config\.json; "):
+    folders.require_whole(tmp_path, config, {"local": 2})
+  (tmp_path / "metrics.jsonl").unlink()
+  with pytest.raises(BadInput, match=r"metrics\.jsonl: cannot be written"):
+    metrics.append_metrics(tmp_path, [row(0, 3)])
 
 
 # --- saves by themselves

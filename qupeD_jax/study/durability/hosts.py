@@ -208,9 +208,10 @@ def join(options: Federated) -> Federated:
     The options, with the number of devices where it was not given.
 
   Raises:
-    BadInput: the options do not fit, or the others cannot be reached.
+    BadInput: the options do not fit, there is no device, or the others cannot be reached.
   """
   check(options)
+  _set_arithmetic()
   devices = options.hardware.devices or usual_devices(options)
   if devices > 1:
     parallel.split_processor(devices)
@@ -218,9 +219,25 @@ def join(options: Federated) -> Federated:
     seconds = options.hardware.join_timeout
     reason = f"within so many seconds not all processes met at {options.hardware.coordinator}"
     _initialize(options.hardware, late=f"error: --join-timeout {seconds}: {reason}\n")
-  if options.hardware.devices is None and jax.default_backend() != "cpu":
+  if options.hardware.devices is None and _backend() != "cpu":
     devices = 1
   return replaced(options, devices=devices)
+
+
+def _set_arithmetic() -> None:
+  """Computes as the results that come with the repository did, whatever JAX_... variables say."""
+  jax.config.update("jax_enable_x64", False)
+  jax.config.update("jax_numpy_dtype_promotion", "standard")
+  jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def _backend() -> str:
+  try:
+    return jax.default_backend()
+  except RuntimeError as error:
+    asked = os.environ.get("JAX_PLATFORMS")
+    reason = str(error).strip().splitlines()[0]
+    raise BadInput(f"JAX_PLATFORMS={asked}: no such device here ({reason})") from error
 
 
 def usual_devices(options: Federated) -> int:
