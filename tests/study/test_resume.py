@@ -20,6 +20,7 @@ from qupeD_jax.study import cli, folders, methods, portrait, study
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import Incomplete, OutOfTime
 from qupeD_jax.study.options import Options, replaced
+from qupeD_jax.types import FedState
 
 OPTIONS = replaced(
   Options(),
@@ -200,7 +201,7 @@ def test_snapshots_hold_all_centers_and_weights_at_five_moments(tmp_path, monkey
     tensor = jnp.full((2, 1, 3, 4), 1.0 * done)
     books = {"dense_1/kernel": jnp.array([[[0.0, 1.0]], [[done, jnp.inf]]])}
     clients = Clients({"params": {"dense_1": {"kernel": tensor}}}, books)
-    sitter.take(study.FedState({}, (clients,), jnp.int32(done)), done)
+    sitter.take(FedState({}, (clients,), jnp.int32(done)), done)
   shown = {}
   monkeypatch.setattr(plots, "weights", lambda *drawn: shown.update(weights=drawn))
   monkeypatch.setattr(plots, "centers", lambda *drawn: shown.update(centers=drawn))
