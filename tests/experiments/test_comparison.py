@@ -295,7 +295,7 @@ def untrained(monkeypatch):
       scores = {"personal": rng.random((seeds, clients))}
       entries[method] = study.summarise(job, method, scores, seconds=1.0)
       accuracies[method] = {"seeds": [*range(seeds)], "accuracy": scores["personal"]}
-      row = {"method": method, "loss": 1.0, "accuracy": 0.5}
+      row = {"method": method, "loss": 1.0, "dropped": 0, "accuracy": 0.5}
       counted = itertools.product(range(seeds), range(sum(p.rounds for p in job.phases)))
       rows = [row | {"seed": seed, "round": done + 1} for seed, done in counted]
       metrics.append_metrics(folder, rows)

@@ -209,7 +209,9 @@ def test_a_save_that_knows_more_rounds_than_were_written_is_not_taken(crashed, w
 
 
 def test_a_job_that_was_finished_is_not_trained_again(crashed, whole, capsys):
-  with mock.patch.object(survivor.jobs, "one_phase", return_value=()):
+  one_phase = survivor.jobs.one_phase
+  untrained = lambda options, build: one_phase(options, lambda *_: pytest.fail("trained again"))
+  with mock.patch.object(survivor.jobs, "one_phase", untrained):
     survivor.run(crashed, **SMALL)
   assert f"{crashed}: goes on with the run that was cut off there" in said(capsys)
   assert_same(crashed, whole)
