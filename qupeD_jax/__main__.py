@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from qupeD_jax import command_line
 
 _COMMANDS = {
-  "report": ("qupeD_jax.results.page", "a results folder as a page and a LaTeX table"),
+  "report": ("qupeD_jax.study.report", "a results folder as a page and LaTeX tables"),
   "import-torch": ("qupeD_jax.io.import_torch", "a PyTorch network as one to start from"),
   "export": ("qupeD_jax.io.export", "a client's model as ONNX, Core ML, StableHLO or a web page"),
   "predict": ("qupeD_jax.io.predict", "the classes of images, by a client's model"),

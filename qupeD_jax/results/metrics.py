@@ -1,6 +1,6 @@
 """The results folder: what an experiment was asked, what it measured, and what came of it.
 
-  config.json      the options, the versions that ran, and when
+  config.json      the options, the methods to be trained, the versions that ran, and when
   metrics.jsonl    one line per method, seed and round, written as they come; `clients` counts those
                    that took part, and the loss is null where none did; `dropped` counts the updates
                    that were not finite; what an evaluation finds, accuracies and in some
@@ -39,6 +39,7 @@ from qupeD_jax.results import statistics, tables
 CONFIG, METRICS, SUMMARY, TABLE = "config.json", "metrics.jsonl", "summary.json", "table.md"
 ACCURACIES = "accuracies.json"
 COMPARISON, COMPARISON_TABLE = "comparison.json", "comparison.md"
+UNFINISHED = "checkpoints"  # a folder, there from a run's beginning to its end
 
 # What pictures show of a row of metrics.jsonl, numbers or null where it is there.
 _MEASURED = ("loss", "accuracy", "global_accuracy", "gradient_mapping")
@@ -67,12 +68,15 @@ def environment() -> dict[str, Any]:
   }
 
 
-def open_results(path: str | os.PathLike, config: Any, *, resume: bool = False) -> Path:
+def open_results(
+  path: str | os.PathLike, config: Any, methods: Sequence[str] = (), *, resume: bool = False
+) -> Path:
   """Makes a results folder and writes its config.json: options, environment and date.
 
   Args:
     path: the folder; its parents are made too.
     config: the experiment's options: a mapping, dataclass or NamedTuple of JSON-like values.
+    methods: all that are to be trained.
     resume: keep the rows of an interrupted run, but for a last line cut short; else start anew.
 
   Returns:
@@ -85,7 +89,8 @@ def open_results(path: str | os.PathLike, config: Any, *, resume: bool = False) 
   with files.on_disk(folder):
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    written = {"config": config, "environment": environment(), "date": started}
+    written = {"config": config, "methods": [*methods], "environment": environment()}
+    written["date"] = started
     files.write(folder / CONFIG, files.dump(written, indent=2))
     if resume:
       _drop_partial_line(folder / METRICS)
@@ -236,7 +241,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     folder: the results folder.
 
   Returns:
-    "config", the options; "environment", the versions that ran; "date", unless it is an old file.
+    "config", the options; "environment", the versions that ran; unless it is an old file "date",
+    and "methods", the names of all that were to be trained.
 
   Raises:
     BadInput: the file is missing or not a config.
@@ -248,6 +254,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
       raise BadInput(f'{path}: not a config (it has no "{name}")')
   if not isinstance(written.get("date", ""), str):
     raise BadInput(f'{path}: not a config (its "date" is no text)')
+  methods = written.get("methods", [])
+  if not (isinstance(methods, list) and all(isinstance(method, str) for method in methods)):
+    raise BadInput(f'{path}: not a config (its "methods" are no names)')
   return written
 
 

@@ -1,171 +1,99 @@
-"""A results folder as one HTML page and one LaTeX table.
+"""Results as one HTML page and as LaTeX tables.
 
   quped report FOLDER [OUT]
 
-writes report.html, which needs neither a server nor a network, and table.tex into OUT, by default
-FOLDER itself.
+writes report.html, which needs neither a server nor a network, table.tex and costs.tex into OUT, by
+default FOLDER itself. A folder with several results, such as the topics of an experiment, makes one
+page; its tables lie in folders of their names.
 """
 
-import base64
-import html
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from matplotlib.figure import Figure
-
-from qupeD_jax.checks import BadInput, require
-from qupeD_jax.command_line import nearest
+from qupeD_jax.checks import BadInput
 from qupeD_jax.io import files
-from qupeD_jax.results import metrics, plots, tables
+from qupeD_jax.results import folder as results_folder
+from qupeD_jax.results import markup, metrics, plots, tables
+from qupeD_jax.results.folder import Results
 
-PAGE, LATEX = "report.html", "table.tex"
+PAGE, ACCURACIES, COSTS = "report.html", "table.tex", "costs.tex"
 
 _CAPTIONS = {
   "centers": "Centers over the rounds, tensor by tensor",
   "clients": "Who holds what: examples of each class at every client",
   "curves": "Learning curves",
+  "groups": "Groups of clients",
+  "tuning": "Configurations that were tried",
   "weights": "Weights gathering at their centers",
 }
 
 _VERSIONS = ("qupeD_jax", "jax", "flax", "optax", "numpy", "python")
 
-_CSS = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --faint: #667; --line: #d9dce1;
-  --win: #00703c; --loss: #b3420a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --paper: #16181c; --faint: #9aa3ad;
-  --line: #3a3f47; --win: #5fd39a; --loss: #ff9b63; } }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-h1 { margin: 0; font-size: 1.7rem; }
-h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
-.ran, .note, figcaption { color: var(--faint); }
-.ran { margin: .2rem 0 0; }
-.wide { overflow-x: auto; }
-table { margin-bottom: 1rem; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-.numbers :is(th, td) { white-space: nowrap; }
-.numbers :is(th, td):not(:first-child) { text-align: right; }
-.options td { overflow-wrap: anywhere; }
-.win { color: var(--win); } .loss { color: var(--loss); }
-figure { margin: 0 0 1.5rem; }
-img { max-width: min(100%, 54rem); box-sizing: border-box; padding: .5rem; border-radius: 6px;
-  background: #fff; }
-summary { cursor: pointer; font-size: 1.2rem; font-weight: bold; margin-top: 2.2rem; }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #444; --line: #bbb;
-    --win: #00703c; --loss: #b3420a; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  th, td { padding-right: .5rem; } img { padding: 0; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
-}
-"""
 
-
-class Results(NamedTuple):
-  """All that a page tells of; None for a file that is not there."""
-
-  name: str
-  options: dict[str, Any]
-  environment: dict[str, Any]
-  date: str | None
-  summary: dict[str, dict[str, Any]]
-  rows: list[dict[str, Any]] | None  # of metrics.jsonl
-  accuracies: dict[str, dict[str, Any]] | None
-  comparisons: tuple[dict[str, dict], float] | None
-  pictures: dict[str, bytes]  # file name -> PNG
-
-
-def write_page(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-  """Writes report.html and table.tex of a results folder.
+def write_page(
+  folder: str | Path, out: str | Path | None = None, about: Callable[[str], str] = lambda name: ""
+) -> list[Path]:
+  """Writes report.html, table.tex and costs.tex of a results folder.
 
   Args:
-    folder: the results folder.
+    folder: the results folder, or one that holds some.
     out: where to, a folder that is made; by default into the results folder.
+    about: says in a line what the experiment of a name is about.
 
   Returns:
     The files that were written.
 
   Raises:
-    BadInput: the folder, config.json or summary.json is missing, a file is damaged, or nothing can
-      be written.
+    BadInput: there are no results, a file is missing or damaged, or nothing can be written.
   """
   folder, out = Path(folder), Path(out or folder)
-  results = read_results(folder)
-  page = html_page(results)
-  latex = tables.latex_table(results.summary, folder / metrics.SUMMARY)
-  with files.writing(out):
-    out.mkdir(parents=True, exist_ok=True)
-  files.write(out / PAGE, page)
-  files.write(out / LATEX, latex)
-  return [out / PAGE, out / LATEX]
+  found = results_folder.read(folder)
+  written = {out / PAGE: html_page(found, about(found[0].name))}
+  for results in found:
+    own = results.folder == folder.resolve().name
+    source, place = (folder, out) if own else (folder / results.folder, out / results.folder)
+    if results.summary:
+      how = {"source": source / metrics.SUMMARY, "finished": results.finished}
+      written[place / ACCURACIES] = tables.latex_accuracies(results.summary, **how)
+      written[place / COSTS] = tables.latex_costs(results.summary, **how)
+  for path, content in written.items():
+    with files.writing(path.parent):
+      path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, content)
+  return [*written]
 
 
-def read_results(folder: Path) -> Results:
-  """Reads a results folder.
-
-  Args:
-    folder: with at least config.json and summary.json.
-
-  Returns:
-    What is there.
-
-  Raises:
-    BadInput: the folder or one of these two is missing, or any file is damaged.
-  """
-  if not folder.is_dir():
-    raise BadInput(f"{folder}: no such results folder{nearest(folder.name, _neighbours(folder))}")
-  written, summary = metrics.read_config(folder), metrics.read_summary(folder)
-  require(bool(summary), f"{folder / metrics.SUMMARY}: methods", "{}", "at least one")
-  return Results(
-    name=str(written["config"].get("experiment") or folder.resolve().name),
-    options=written["config"],
-    environment=written["environment"],
-    date=written.get("date"),
-    summary=summary,
-    rows=_if_there(metrics.read_metrics, folder, metrics.METRICS),
-    accuracies=_if_there(metrics.read_accuracies, folder, metrics.ACCURACIES),
-    comparisons=_if_there(metrics.read_comparisons, folder, metrics.COMPARISON),
-    pictures=_read_pictures(folder),
-  )
-
-
-def html_page(results: Results) -> str:
+def html_page(found: Sequence[Results], about: str = "") -> str:
   """Lays results out as a page that stands alone.
 
   Args:
-    results: what the page tells.
+    found: what the page tells: one part for each.
+    about: what the experiment is about.
 
   Returns:
     HTML with its style and its pictures inside.
   """
-  title = _text(results.name)
-  parts = [
-    f'<h1>{title}</h1>\n<p class="ran">{_text(ran(results))}</p>',
-    _section("Results", _summary_table(results.summary)),
-    _section("Comparisons", *_comparisons(results)),
-    _section("Learning curves", _curves(results)),
-    *_stationarity(results),
-    _section("Gains over local training", _gains(results)),
-    _section("Accuracy and size", _pareto(results)),
-    *_other_pictures(results),
-    _options("Options", results.options),
-    _options("Versions and device", results.environment),
-  ]
-  head = (
-    '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{title}</title>\n<style>{_CSS}</style>"
-  )
-  body = "\n".join(parts)
-  return (
-    f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
-    f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-  )
+  title, shared = found[0].name, _shared_options(found)
+  intro = [markup.section(title, markup.paragraph(about, "about") if about else "", level=1)]
+  if len(found) == 1:
+    (results,) = found
+    parts = [_preface(results), *(markup.section(*part) for part in _parts(results))]
+  else:
+    links = [
+      f'<li><a href="#{markup.anchor(results.folder)}">{markup.text(results.folder)}</a>'
+      f"{'' if results.finished else ' (unfinished)'}</li>"
+      for results in found
+    ]
+    parts = ['<ul class="parts">\n{}\n</ul>'.format("\n".join(links))]
+    parts += [_part(results, shared) for results in found]
+  if shared:
+    parts.append(markup.section("Options", markup.listed(shared, "options")))
+  if environment := found[0].environment:
+    parts.append(markup.section("Versions and device", markup.listed(environment, "options")))
+  return markup.page(title, "\n".join([*intro, *parts]))
 
 
 def ran(results: Results) -> str:
@@ -181,8 +109,31 @@ def ran(results: Results) -> str:
   return " · ".join(str(fact) for fact in facts if fact)
 
 
+def setting(options: Mapping[str, Any]) -> str:
+  """Says in one line what was trained on what, as far as it is known.
+
+  >>> setting({"dataset": "mnist", "clients": 5, "partition": "iid", "rounds": 9, "models": ["mlp"]})
+  'mnist · 5 clients, iid · mlp · 9 rounds'
+  """
+  dealt = {
+    "by_class": f" of {options.get('classes_per_client')} classes each",
+    "dirichlet": f", Dirichlet with alpha {options.get('alpha')}",
+  }
+  facts = [options.get("dataset")]
+  if clients := options.get("clients"):
+    kind = str(options.get("partition", ""))
+    facts.append(f"{clients} clients{dealt.get(kind, f', {kind}' if kind else '')}")
+  if isinstance(options.get("models"), list):
+    facts.append(", ".join(map(str, options["models"])))
+  if rounds := options.get("rounds"):
+    steps, last = options.get("local_steps"), options.get("finetune_rounds")
+    facts.append(f"{rounds} rounds{f' of {steps} steps' if steps else ''}")
+    facts += [f"the last {last} of fine-tuning"] if last else []
+  return " · ".join(str(fact) for fact in facts if fact)
+
+
 def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tuple:
-  """Makes a method's point of the Pareto picture; see `report.draw_pareto`.
+  """Makes a method's point of the Pareto picture; see `plots.draw_pareto`.
 
   What precedes "2 bit" or "mixed" in a name is its family. A family of one goes by its full name.
 
@@ -204,12 +155,12 @@ def point(method: str, entry: Mapping[str, Any], methods: Iterable[str]) -> tupl
   return family, label, entry["bytes_per_model"], accuracy["mean"], accuracy["std"] or 0.0
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], about: Callable[[str], str] = lambda name: "") -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
   if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
     return _fail("usage: quped report FOLDER [OUT], where FOLDER holds results")
   try:
-    for path in write_page(*arguments):
+    for path in write_page(*arguments, about=about):
       print(path)
   except BadInput as error:
     return _fail(error)
@@ -221,105 +172,117 @@ def _fail(message: object) -> int:
   return 2
 
 
-def _if_there(read: Callable, folder: Path, name: str) -> Any:
-  return read(folder) if (folder / name).exists() else None
+# --- several results on one page
 
 
-def _neighbours(folder: Path) -> list[str]:
-  """Lists what lies beside a folder, and with the experiments' own results of that name."""
-  beside = (folder.parent, Path("experiments") / folder.parent)
-  return sorted({path.name for parent in beside for path in parent.glob("*") if path.is_dir()})
+def _shared_options(found: Sequence[Results]) -> dict[str, Any]:
+  """Returns the options that have the same value in all parts that tell them."""
+  told = [results.options for results in found if results.options]
+  return {name: v for name, v in (told[0] if told else {}).items()
+          if all(name in own and own[name] == v for own in told)}  # fmt: skip
 
 
-def _read_pictures(folder: Path) -> dict[str, bytes]:
-  with files.on_disk(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+def _part(results: Results, shared: Mapping[str, Any]) -> str:
+  own = {name: value for name, value in results.options.items() if name not in shared}
+  parts = [*_parts(results), *([("Options", markup.listed(own, "options"))] if own else [])]
+  body = "\n".join([_preface(results), *(markup.section(*part, level=3) for part in parts)])
+  name = markup.anchor(results.folder)
+  return f'<div class="part" id="{name}">\n{markup.section(results.folder, body)}\n</div>'
 
 
-# --- the parts of the page
+# --- the parts of the page: title and HTML
 
 
-def _text(value: object) -> str:
-  return html.escape(str(value))
+def _preface(results: Results) -> str:
+  lines = [setting(results.options), ran(results)]
+  if results.folder != results.name:
+    lines.append(f"folder {results.folder}")
+  told = [markup.paragraph(line, "ran") for line in lines if line]
+  return "\n".join(told if results.finished else [*told, _unfinished(results)])
 
 
-def _section(title: str, *parts: str) -> str:
-  body = "\n".join(parts)
-  return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>"
+def _unfinished(results: Results) -> str:
+  """Says how far a study is that was cut off, or is still at work."""
+  trained, methods = len(results.summary), results.methods
+  of_all = f" of {len(methods)}" if methods else ""
+  words = f"Unfinished: {trained}{of_all} methods trained. Nothing here is best, or final."
+  return markup.paragraph(words, "unfinished")
 
 
-def _note(text: str) -> str:
-  return f'<p class="note">{_text(text)}</p>'
+def _parts(results: Results) -> Iterator[tuple[str, str]]:
+  if results.summary:
+    yield "Results", _summary_table(results)
+    yield "Columns", markup.listed(tables.MEANINGS, "meanings")
+    yield "Comparisons", _comparisons(results)
+  for name, (head, *rows) in results.tables.items():
+    cells = [[markup.text(cell) for cell in row] for row in rows]
+    yield _caption(Path(name).stem), markup.table([*map(markup.text, head)], cells, "texts")
+  drawn = dict(_drawn(results))
+  yield from drawn.items()
+  for name, picture in results.pictures.items():
+    caption = _caption(Path(name).stem)
+    if name not in ("pareto.png", "gains.png") and caption not in drawn:
+      yield caption, markup.png(picture, caption)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
-  """Lays cells, which are HTML already, out as a table that scrolls where it is too wide."""
-  columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-  lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
-  body = "\n".join(lines)
-  head = f"<thead><tr>{columns}</tr></thead>\n" if head else ""
-  return f'<div class="wide"><table class="{kind}">\n{head}<tbody>\n{body}\n</tbody></table></div>'
+def _drawn(results: Results) -> Iterator[tuple[str, str]]:
+  """Draws what the numbers tell."""
+  rows = results.rows or []
+  if any(row.get("accuracy") is not None for row in rows):
+    caption = "Mean over seeds, in a band of one standard deviation to either side"
+    yield _CAPTIONS["curves"], markup.figure(plots.draw_curves(rows), caption)
+  elif "curves.png" not in results.pictures and not results.tables:
+    note = f"No {metrics.METRICS} with accuracies: there are no learning curves."
+    yield _CAPTIONS["curves"], markup.paragraph(note)
+  if plots.has_stationarity(rows):
+    caption = "Squared gradient mapping: geometric mean over seeds, in a band of one deviation"
+    yield "Stationarity", markup.figure(plots.draw_stationarity(rows), caption)
+  if results.summary:
+    yield "Gains over local training", _gains(results)
+    yield "Accuracy and size", _pareto(results)
 
 
-def _summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  best = tables.best_cells(summary)
+def _summary_table(results: Results) -> str:
+  best = tables.best_cells(results.summary) if results.finished else set()
   rows = [
-    [f"<b>{_text(cell)}</b>" if (i, j) in best else _text(cell) for j, cell in enumerate(row)]
-    for i, row in enumerate(tables.cells(summary))
+    [
+      f"<b>{markup.text(cell)}</b>" if (i, j) in best else markup.text(cell)
+      for j, cell in enumerate(row)
+    ]
+    for i, row in enumerate(tables.cells(results.summary))
   ]
-  return _table([_text(column) for column in tables.COLUMNS], rows, "numbers")
+  return markup.table([markup.text(column) for column in tables.COLUMNS], rows)
 
 
-def _comparisons(results: Results) -> list[str]:
+def _comparisons(results: Results) -> str:
   if results.comparisons is None:
-    return [_note(f"No {metrics.COMPARISON}: methods were not compared client by client.")]
+    note = f"No {metrics.COMPARISON}: methods were not compared client by client."
+    return markup.paragraph(note)
   comparisons, level = results.comparisons
-  how = _note(
+  how = markup.paragraph(
     "Accuracy less the rival's, paired by seed and client, with its t interval over seeds; a win "
     "or a loss where the interval lies off 0. One seed has none, and decides nothing."
   )
-  return [how, *(_comparison_table(ours, rivals, level) for ours, rivals in comparisons.items())]
+  found = (_comparison_table(ours, rivals, level) for ours, rivals in comparisons.items())
+  return f'{how}\n<div class="grid">\n{"".join(found)}\n</div>'
 
 
 def _comparison_table(ours: str, rivals: Mapping[str, Any], level: float) -> str:
   rows = [
-    [*map(_text, cells), f'<span class="{verdict}">{verdict}</span>']
+    [*map(markup.text, cells), f'<span class="{verdict}">{verdict}</span>']
     for *cells, verdict in tables.comparison_cells(rivals)
   ]
-  return _table([_text(head) for head in tables.comparison_columns(ours, level)], rows, "numbers")
-
-
-def _curves(results: Results) -> str:
-  if not _has_curves(results):
-    return _note(f"No {metrics.METRICS} with accuracies: there are no learning curves.")
-  caption = "Mean over seeds, in a band of one standard deviation to either side"
-  return _figure(plots.draw_curves(results.rows), caption)
-
-
-def _has_curves(results: Results) -> bool:
-  return any(row.get("accuracy") is not None for row in results.rows or [])
-
-
-def _stationarity(results: Results) -> list[str]:
-  """Shows the squared gradient mapping where it was measured."""
-  if not plots.has_stationarity(results.rows or []):
-    return []
-  caption = "Squared gradient mapping: geometric mean over seeds, in a band of one deviation"
-  return [_section("Stationarity", _figure(plots.draw_stationarity(results.rows), caption))]
+  return markup.table([*map(markup.text, tables.comparison_columns(ours, level))], rows)
 
 
 def _gains(results: Results) -> str:
-  if not _has_gains(results):
-    return _note(
+  accuracies = results.accuracies or {}
+  if "local" not in accuracies or len(accuracies) == 1:
+    return markup.paragraph(
       f'No {metrics.ACCURACIES} with "local" and others: what each client gains is not known.'
     )
   caption = "Gain in test accuracy of each client, mean over seeds"
-  return _figure(plots.draw_gains(results.accuracies, "local"), caption)
-
-
-def _has_gains(results: Results) -> bool:
-  accuracies = results.accuracies or {}
-  return "local" in accuracies and len(accuracies) > 1
+  return markup.figure(plots.draw_gains(accuracies, "local"), caption)
 
 
 def _pareto(results: Results) -> str:
@@ -327,9 +290,9 @@ def _pareto(results: Results) -> str:
   points = [point(method, entry, methods) for method, entry in methods.items()]
   points = [one for one in points if None not in one and one[2] > 0]
   if not points:
-    return _note("No method has both a size and an accuracy: there is nothing to draw.")
+    return markup.paragraph("No method has both a size and an accuracy: nothing can be drawn.")
   caption = "Mean over seeds and one standard deviation to either side, by size of a shipped model"
-  return _figure(plots.draw_pareto(points), caption)
+  return markup.figure(plots.draw_pareto(points), caption)
 
 
 def _split_name(method: str) -> tuple[str, str]:
@@ -342,19 +305,6 @@ def _split_name(method: str) -> tuple[str, str]:
   return family, precision or ""
 
 
-def _other_pictures(results: Results) -> list[str]:
-  """Shows the folder's pictures, but for those of what the page has drawn itself."""
-  drawn = {"pareto.png"}
-  drawn |= {"curves.png"} if _has_curves(results) else set()
-  drawn |= {"gains.png"} if _has_gains(results) else set()
-  drawn |= {"stationarity.png"} if plots.has_stationarity(results.rows or []) else set()
-  return [
-    _section(_caption(Path(name).stem), _image("image/png", picture, _caption(Path(name).stem)))
-    for name, picture in results.pictures.items()
-    if name not in drawn
-  ]
-
-
 def _caption(stem: str) -> str:
   """Makes a caption of a file's name.
 
@@ -363,23 +313,3 @@ def _caption(stem: str) -> str:
   """
   words = re.sub(r"[_\-\s]+", " ", stem).strip()
   return _CAPTIONS.get(stem, words[:1].upper() + words[1:])
-
-
-def _figure(figure: Figure, caption: str) -> str:
-  picture = _image("image/svg+xml", plots.svg(figure).encode(), caption)
-  return f"<figure>\n{picture}\n<figcaption>{_text(caption)}</figcaption>\n</figure>"
-
-
-def _image(kind: str, content: bytes, alternative: str) -> str:
-  data = base64.b64encode(content).decode("ascii")
-  return f'<img src="data:{kind};base64,{data}" alt="{_text(alternative)}">'
-
-
-def _options(title: str, values: Mapping[str, Any]) -> str:
-  """Shows a config as a table that opens on a click."""
-  rows = [(_text(name), _text(_value(value))) for name, value in values.items()]
-  return f"<details>\n<summary>{_text(title)}</summary>\n{_table((), rows, 'options')}\n</details>"
-
-
-def _value(value: Any) -> str:
-  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -25,6 +25,19 @@ COLUMNS = (
 
 _LEAST_NAME = 16  # characters: a terminal that leaves less gets the table in parts
 
+# What a reader who has nothing but the table wants to know of its columns.
+MEANINGS = {
+  "Accuracy (%)": "of each client's personal model, as shipped, on test rows of its own classes after"
+  " the last round: mean over clients, then over seeds, ± the standard deviation over seeds",
+  "Worst decile (%)": "mean of the tenth of the clients that fare worst",
+  "Global (%)": "the same as Accuracy of the server's model; - where there is none that is scored",
+  "Bits": "precision of the clients' models; 32 is full precision",
+  "Model": "mean size of a personal model as shipped",
+  "Round traffic": "what all clients send and receive in a round",
+  "Seconds": "training time of one run, without compilation and scoring; runs that train side by"
+  " side share their time equally",
+}
+
 # What TeX would take for a command, or sets as another character. A bracket that opens a row would
 # be read as an option of the line break before it.
 _TEX = str.maketrans(
@@ -106,30 +119,50 @@ def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
   return markdown([COLUMNS, *cells(methods)])
 
 
-def latex_table(methods: Mapping[str, Mapping[str, Any]], source: object) -> str:
-  """Lays the summary out as a LaTeX tabular in the style of booktabs, the best in bold.
+def latex_accuracies(
+  methods: Mapping[str, Mapping[str, Any]], source: object, finished: bool = True
+) -> str:
+  """Lays the accuracies out as a LaTeX table in the style of booktabs, the best in bold.
 
   Args:
     methods: name -> what `metrics.summarise` returned.
     source: where the numbers are from, for a comment.
+    finished: whether all methods are there; otherwise none is best.
 
   Returns:
-    The table, ending in a newline; it can be \\input anywhere.
+    The table, ending in a newline; it can be \\input anywhere and is as wide as a line there.
   """
-  best = best_cells(methods)
+  best = best_cells(methods) if finished else set()
   rows = [
     [rf"\textbf{{{_tex(cell)}}}" if (i, j) in best else _tex(cell) for j, cell in enumerate(row)]
     for i, row in enumerate(cells(methods))
   ]
+  return _latex((0, 1, 2, 3, 4), rows, source, finished)
+
+
+def latex_costs(
+  methods: Mapping[str, Mapping[str, Any]], source: object, finished: bool = True
+) -> str:
+  """Lays out what models and rounds cost, as `latex_accuracies` does the accuracies."""
+  rows = [[*map(_tex, row)] for row in cells(methods)]
+  return _latex((0, 4, 5, 6, 7), rows, source, finished)
+
+
+def _latex(
+  columns: Sequence[int], rows: Sequence[Sequence[str]], source: object, finished: bool
+) -> str:
+  """Lays some columns of rows, which are LaTeX already, out below heads of two lines."""
+  heads = [(*COLUMNS[column].split(" ", 1), "")[:2] for column in columns]
+  made = f"% {'' if finished else 'Unfinished. '}Made from {' '.join(str(source).split())}"
   lines = [
-    f"% Made from {' '.join(str(source).split())}; needs \\usepackage{{booktabs}}",
-    rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+    f"{made}; needs \\usepackage{{booktabs,tabularx}}",
+    rf"\begin{{tabularx}}{{\linewidth}}{{@{{}}X{'r' * (len(columns) - 1)}@{{}}}}",
     r"\toprule",
-    _tex_row(map(_tex, COLUMNS)),
+    *(_tex_row(map(_tex, line)) for line in zip(*heads, strict=True)),
     r"\midrule",
-    *map(_tex_row, rows),
+    *(_tex_row(row[column] for column in columns) for row in rows),
     r"\bottomrule",
-    r"\end{tabular}",
+    r"\end{tabularx}",
   ]
   return "\n".join(lines) + "\n"
 

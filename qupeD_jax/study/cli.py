@@ -32,7 +32,7 @@ def names() -> list[str]:
 def listing() -> str:
   """Returns one line per experiment: its name and the first line of its docstring."""
   width = max(map(len, names()))
-  return "\n".join(f"{name:{width}}  {_first_line(name)}" for name in names())
+  return "\n".join(f"{name:{width}}  {first_line(name)}" for name in names())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -126,10 +126,10 @@ def parse(defaults, arguments: Sequence[str], name: str):
   """
   typed = f"make experiment NAME={name} ARGS="
   arguments = config.expanded(arguments, command_line.leaves(type(defaults)))
-  return command_line.parse(defaults, arguments, prog=typed, description=_first_line(name))
+  return command_line.parse(defaults, arguments, prog=typed, description=first_line(name))
 
 
-def _first_line(name: str) -> str:
+def first_line(name: str) -> str:
   """Reads the first line of a docstring without importing the file, or what is wrong with it."""
   path = FOLDER / f"{name}.py"
   if not path.is_file():

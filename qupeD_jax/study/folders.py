@@ -19,8 +19,8 @@ from qupeD_jax.study.jobs import Job, job_name
 from qupeD_jax.study.options import Federated
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
-OTHERS += ("report.html", "table.tex", "tuning.json")
-CHECKPOINTS = "checkpoints"  # there from a run's beginning to its end
+OTHERS += ("report.html", "table.tex", "costs.tex", "tuning.json")
+CHECKPOINTS = metrics.UNFINISHED
 PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
 
 _LOCK = ".lock"
@@ -90,12 +90,12 @@ def begin(
     # The options last: what an older run left must at no moment pass for this one's.
     remove_results(folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    metrics.open_results(folder, config)
+    metrics.open_results(folder, config, methods)
   elif not _unfinished(folder) and set(before) >= set(methods):
     say(f"{folder}: finished already, with the same options; --fresh runs it anew")
     return False
   else:
-    metrics.open_results(folder, config, resume=True)
+    metrics.open_results(folder, config, methods, resume=True)
     metrics.keep_rows(folder, lambda row: row["method"] in methods)
     say(f"{folder}: goes on with the run that was cut off there")
   with files.writing(folder):

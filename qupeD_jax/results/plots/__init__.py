@@ -17,11 +17,11 @@ from qupeD_jax.results.plots.stationarity_curves import (
   has_stationarity,
   stationarity,
 )
-from qupeD_jax.results.plots.style import svg
+from qupeD_jax.results.plots.style import DPI, svg
 from qupeD_jax.results.plots.weight_histograms import draw_weights, weights
 
 __all__ = [
-  "centers", "clients", "curves", "draw_centers", "draw_clients", "draw_curves", "draw_gains",
+  "DPI", "centers", "clients", "curves", "draw_centers", "draw_clients", "draw_curves", "draw_gains",
   "draw_pareto", "draw_stationarity", "draw_weights", "gains", "has_stationarity", "pareto",
   "stationarity", "svg", "weights",
 ]  # fmt: skip

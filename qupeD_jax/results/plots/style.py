@@ -18,6 +18,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E6
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 BLUE, RED = COLORS[:2]
 
+DPI = 200  # of what is written as pixels
+
 WHOLE = {"integer": True, "steps": [1, 2, 5, 10]}  # ticks at round numbers
 
 _STYLE = {
@@ -55,7 +57,7 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
   path = Path(path)
   try:
     with files.whole(path) as file:
-      figure.savefig(file, format=path.suffix[1:] or None, dpi=200, bbox_inches="tight")
+      figure.savefig(file, format=path.suffix[1:] or None, dpi=DPI, bbox_inches="tight")
   except BadInput:
     raise
   except ValueError as error:
