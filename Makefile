@@ -1,6 +1,6 @@
 # make experiment NAME=quickstart [ARGS="--rounds 20 --seed 3"]    run an experiment; ARGS=--help explains
 # make experiment                                                  list them, as make experiments does
-# make report NAME=quickstart                                      results as report.html, table.tex
+# make report NAME=quickstart                                      results as report.html and LaTeX tables
 # make bench [ARGS=--quick]                                        time training steps; see docs/speed.md
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served

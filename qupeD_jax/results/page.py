@@ -80,7 +80,8 @@ def html_page(found: Sequence[Results], about: str = "") -> str:
   intro = [markup.section(title, markup.paragraph(about, "about") if about else "", level=1)]
   if len(found) == 1:
     (results,) = found
-    parts = [_preface(results), *(markup.section(*part) for part in _parts(results))]
+    where = [] if results.folder == title else [markup.paragraph(f"folder {results.folder}", "ran")]
+    parts = [_preface(results), *where, *(markup.section(*part) for part in _parts(results))]
   else:
     links = [
       f'<li><a href="#{markup.anchor(results.folder)}">{markup.text(results.folder)}</a>'
@@ -89,6 +90,8 @@ def html_page(found: Sequence[Results], about: str = "") -> str:
     ]
     parts = ['<ul class="parts">\n{}\n</ul>'.format("\n".join(links))]
     parts += [_part(results, shared) for results in found]
+  if any(results.summary for results in found):
+    parts.append(markup.section("Columns", markup.listed(tables.MEANINGS, "meanings")))
   if shared:
     parts.append(markup.section("Options", markup.listed(shared, "options")))
   if environment := found[0].environment:
@@ -112,8 +115,8 @@ def ran(results: Results) -> str:
 def setting(options: Mapping[str, Any]) -> str:
   """Says in one line what was trained on what, as far as it is known.
 
-  >>> setting({"dataset": "mnist", "clients": 5, "partition": "iid", "rounds": 9, "models": ["mlp"]})
-  'mnist · 5 clients, iid · mlp · 9 rounds'
+  >>> setting({"dataset": "mnist", "clients": 5, "partition": "iid", "rounds": 9})
+  'mnist · 5 clients, iid · 9 rounds'
   """
   dealt = {
     "by_class": f" of {options.get('classes_per_client')} classes each",
@@ -195,8 +198,6 @@ def _part(results: Results, shared: Mapping[str, Any]) -> str:
 
 def _preface(results: Results) -> str:
   lines = [setting(results.options), ran(results)]
-  if results.folder != results.name:
-    lines.append(f"folder {results.folder}")
   told = [markup.paragraph(line, "ran") for line in lines if line]
   return "\n".join(told if results.finished else [*told, _unfinished(results)])
 
@@ -212,7 +213,6 @@ def _unfinished(results: Results) -> str:
 def _parts(results: Results) -> Iterator[tuple[str, str]]:
   if results.summary:
     yield "Results", _summary_table(results)
-    yield "Columns", markup.listed(tables.MEANINGS, "meanings")
     yield "Comparisons", _comparisons(results)
   for name, (head, *rows) in results.tables.items():
     cells = [[markup.text(cell) for cell in row] for row in rows]

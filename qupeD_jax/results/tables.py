@@ -27,8 +27,8 @@ _LEAST_NAME = 16  # characters: a terminal that leaves less gets the table in pa
 
 # What a reader who has nothing but the table wants to know of its columns.
 MEANINGS = {
-  "Accuracy (%)": "of each client's personal model, as shipped, on test rows of its own classes after"
-  " the last round: mean over clients, then over seeds, ± the standard deviation over seeds",
+  "Accuracy (%)": "of each client's personal model, as shipped, on test rows of its own classes"
+  " after the last round: mean over clients, then over seeds, ± the standard deviation over seeds",
   "Worst decile (%)": "mean of the tenth of the clients that fare worst",
   "Global (%)": "the same as Accuracy of the server's model; - where there is none that is scored",
   "Bits": "precision of the clients' models; 32 is full precision",

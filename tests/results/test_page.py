@@ -2,15 +2,19 @@
 
 import base64
 import html.parser
+import io
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from experiments import quickstart
 from qupeD_jax.checks import BadInput
-from qupeD_jax.results import metrics, page
+from qupeD_jax.results import markup, metrics, page, plots, tables
+from qupeD_jax.study import report
 
 NAMES = ("local", "local 2 bit", "QuPeD 2 bit", "QuPeD <i>x</i> & a_b$")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -37,7 +41,7 @@ class Reader(html.parser.HTMLParser):
       self.rows.append([])
     if tag in ("td", "th"):
       self.rows[-1].append("")
-    if tag in ("h1", "h2", "summary"):
+    if tag in ("h1", "h2", "h3"):
       self.headings.append("")
 
   def handle_endtag(self, tag):
@@ -49,7 +53,7 @@ class Reader(html.parser.HTMLParser):
     self.text += data
     if {"td", "th"} & set(self.open):
       self.rows[-1][-1] += data
-    if {"h1", "h2", "summary"} & set(self.open):
+    if {"h1", "h2", "h3"} & set(self.open):
       self.headings[-1] += data
 
 
@@ -91,14 +95,14 @@ def read(folder):
   return Reader((folder / "report.html").read_text("utf-8"))
 
 
-def test_two_files_are_written_and_nothing_else(tmp_path, capsys):
+def test_three_files_are_written_and_nothing_else(tmp_path, capsys):
   folder = results(tmp_path / "tiny")
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
   assert page.main([str(folder)]) == 0
   after = {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert after.keys() - before.keys() == {"report.html", "table.tex"}
+  assert after.keys() - before.keys() == {"report.html", "table.tex", "costs.tex"}
   assert {name: after[name] for name in before} == before
-  out = [f"{folder}/report.html", f"{folder}/table.tex"]
+  out = [f"{folder}/{name}" for name in ("report.html", "table.tex", "costs.tex")]
   assert capsys.readouterr().out.splitlines() == out
   assert page.main([str(folder)]) == 0
   assert (folder / "report.html").read_bytes() == after["report.html"]
@@ -118,7 +122,7 @@ def test_the_page_has_all_parts_in_order(read):
   assert read.headings == [
     "tiny <&> test", "Results", "Comparisons", "Learning curves", "Gains over local training",
     "Accuracy and size", "Who holds what: examples of each class at every client", "Extra <b>",
-    "Options", "Versions and device",
+    "Columns", "Options", "Versions and device",
   ]  # fmt: skip
 
 
@@ -153,10 +157,12 @@ def test_one_line_tells_what_ran(folder, read):
     assert fact in line
 
 
-def test_the_config_is_a_table(read):
-  assert ["bits", "[1, 2]"] in read.rows
-  assert ["out", "null"] in read.rows
-  assert ["experiment", "tiny <&> test"] in read.rows
+def test_the_config_and_the_meaning_of_columns_are_listed_unfolded(folder, read):
+  for line in ("bits[1, 2]", "outnull", "experimenttiny <&> test"):
+    assert line in read.text.splitlines()
+  assert all(f"{name}{meaning}" in read.text for name, meaning in tables.MEANINGS.items())
+  assert tables.MEANINGS.keys() == set(tables.COLUMNS[1:])
+  assert "<details" not in (folder / "report.html").read_text("utf-8")
 
 
 def test_names_are_escaped(folder):
@@ -191,6 +197,7 @@ def test_pictures_are_whole(read):
 def test_what_is_missing_is_noted(tmp_path, missing, note):
   folder = results(tmp_path)
   (folder / missing).unlink()
+  (folder / "curves.png").unlink()
   page.write_page(folder)
   read = Reader((folder / "report.html").read_text("utf-8"))
   assert note is None or note in read.text
@@ -202,8 +209,11 @@ def test_without_rows_the_folders_own_curves_are_shown(tmp_path):
   (folder / "metrics.jsonl").write_text("")
   page.write_page(folder)
   read = Reader((folder / "report.html").read_text("utf-8"))
-  assert read.headings.count("Learning curves") == 2
-  assert "No metrics.jsonl with accuracies" in read.text
+  assert read.headings.count("Learning curves") == 1
+  assert "there are no learning curves" not in read.text
+  (folder / "curves.png").unlink()
+  page.write_page(folder)
+  assert "No metrics.jsonl with accuracies" in (folder / "report.html").read_text("utf-8")
 
 
 def test_a_summary_alone_and_no_numbers_still_make_a_page(tmp_path):
@@ -214,20 +224,19 @@ def test_a_summary_alone_and_no_numbers_still_make_a_page(tmp_path):
   page.write_page(tmp_path)
   read = Reader((tmp_path / "report.html").read_text("utf-8"))
   assert ["only", "50.0", "50.0", "-", "2", "-", "-", "-"] in read.rows
-  assert "there is nothing to draw" in read.text
+  assert "nothing can be drawn" in read.text
   assert read.headings[0] == tmp_path.name
 
 
 @pytest.mark.parametrize(
   ("file", "content"),
   [
-    ("summary.json", None),
     ("summary.json", "{"),
-    ("summary.json", '{"methods": {}}'),
     ("summary.json", '{"methods": {"a": {}}}'),
     ("config.json", None),
     ("config.json", "[]"),
     ("config.json", '{"config": {}}'),
+    ("config.json", '{"config": {}, "environment": {}, "methods": 3}'),
     ("metrics.jsonl", "{\n"),
     ("metrics.jsonl", '{"accuracy": 1}\n'),
     ("accuracies.json", "{}"),
@@ -291,3 +300,73 @@ def test_the_gradient_mapping_is_drawn_where_it_was_measured(tmp_path):
   assert shown.headings[4] == "Stationarity"
   assert shown.headings.count("Stationarity") == 1
   assert "Centers over the rounds, tensor by tensor" in shown.headings
+
+
+def test_several_results_are_parts_of_one_page(tmp_path):
+  for name in ("3_classes", "4_classes"):
+    results(tmp_path / name)
+  (tmp_path / "tried").mkdir()
+  (tmp_path / "tried" / "tuning.md").write_text("| A | B |\n| --- | --: |\n| x\\|y | 1 |\n")
+  (tmp_path / "neither").mkdir()
+  written = page.write_page(tmp_path, tmp_path / "out")
+  names = [
+    "3_classes/table.tex",
+    "3_classes/costs.tex",
+    "4_classes/table.tex",
+    "4_classes/costs.tex",
+  ]
+  assert written == [tmp_path / "out" / name for name in ["report.html", *names]]
+  read = Reader(written[0].read_text("utf-8"))
+  parts = ["3_classes", "4_classes", "tried"]
+  assert [name for name in read.headings if name in parts] == parts
+  assert ["x|y", "1"] in read.rows
+  links = [value.removeprefix("#") for _, name, value in read.attributes if name == "href"]
+  assert links == [value for _, name, value in read.attributes if name == "id"]
+  assert len(set(links)) == 3
+  assert read.headings.count("Options") == 1  # what all share is told once
+
+
+def test_a_study_that_was_cut_off_is_marked_and_has_no_best(tmp_path):
+  folder = results(tmp_path / "tiny")
+  metrics.open_results(folder, {}, [*NAMES, "to come"], resume=True)
+  (folder / metrics.UNFINISHED).mkdir()
+  page.write_page(folder)
+  text = (folder / "report.html").read_text("utf-8")
+  assert "Unfinished: 4 of 5 methods trained" in text
+  assert "<b>" not in text
+  latex = (folder / "table.tex").read_text("utf-8")
+  assert latex.startswith("% Unfinished. ")
+  assert "textbf{" not in latex
+  (folder / "summary.json").unlink()
+  page.write_page(folder)
+  read = Reader((folder / "report.html").read_text("utf-8"))
+  assert "Unfinished: 0 of 5 methods trained" in read.text
+  assert read.headings[1] == "Learning curves"
+
+
+def test_folders_without_results_are_refused(tmp_path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(BadInput, match=r"holds no results: no config\.json, nor a folder with one"):
+    page.write_page(tmp_path)
+
+
+def test_the_page_says_what_the_experiment_is(tmp_path):
+  folder = results(tmp_path)
+  metrics.open_results(folder, {"experiment": "quickstart", "dataset": "digits"}, resume=True)
+  assert report.main([str(folder)]) == 0
+  read = Reader((folder / "report.html").read_text("utf-8"))
+  assert quickstart.__doc__.partition("\n")[0] in read.text
+  assert "digits" in read.text.splitlines()
+  assert [report.about(name) for name in ("../setup", "recipes/groups", "none")] == [""] * 3
+
+
+def test_pictures_keep_their_size_where_a_narrow_screen_scrolls_them(folder, read):
+  wide = io.BytesIO()
+  Figure(figsize=(4, 1)).savefig(wide, format="png", dpi=plots.DPI)
+  assert f'width="{4 * 96}"' in markup.png(wide.getvalue(), "")
+  narrow = (folder / "report.html").read_text("utf-8").partition("@media screen and (max-width")[2]
+  assert re.search(r"img {[^}]*max-width: none", narrow)
+  scrolled = [value for tag, name, value in read.attributes if (name, value) == ("class", "wide")]
+  assert len(scrolled) == len(
+    re.findall("<table|<img", (folder / "report.html").read_text("utf-8"))
+  )

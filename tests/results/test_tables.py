@@ -2,6 +2,8 @@
 
 import io
 import re
+import shutil
+import subprocess
 
 import pytest
 import rich.console
@@ -9,6 +11,7 @@ import rich.console
 from qupeD_jax.results import metrics, tables
 from qupeD_jax.results.statistics import Comparison
 
+NAME = r"\a{b}_c^d~e#f$g%h&i<j>k|l[*"  # all that TeX would take for a command
 COSTS = {"bytes_per_model": 81, "bytes_per_round": 20_000, "flops_per_example": 10, "seconds": 2.5}
 
 
@@ -78,31 +81,48 @@ def tex_cells(line):
   return re.split(r"(?<!\\) & ", line.removesuffix(r" \\"))
 
 
-def test_latex_table_has_the_rules_of_booktabs_and_as_many_cells_in_each_row():
-  comment, begin, top, head, middle, *rows, bottom, end = tables.latex_table(
+def test_latex_tables_have_the_rules_of_booktabs_and_as_many_cells_in_each_row():
+  comment, begin, top, head, unit, middle, *rows, bottom, end = tables.latex_accuracies(
     summary(), "results/a\nb/summary.json"
   ).splitlines()
-  assert comment == r"% Made from results/a b/summary.json; needs \usepackage{booktabs}"
-  assert (begin, end) == (r"\begin{tabular}{lrrrrrrr}", r"\end{tabular}")
+  assert comment == r"% Made from results/a b/summary.json; needs \usepackage{booktabs,tabularx}"
+  assert (begin, end) == (r"\begin{tabularx}{\linewidth}{@{}Xrrrr@{}}", r"\end{tabularx}")
   assert (top, middle, bottom) == (r"\toprule", r"\midrule", r"\bottomrule")
-  assert [len(tex_cells(line)) for line in (head, *rows)] == [8, 8, 8]
-  assert tex_cells(head)[1] == r"Accuracy (\%)"
+  assert [len(tex_cells(line)) for line in (head, unit, *rows)] == [5] * 4
+  assert (tex_cells(head)[2], tex_cells(unit)[2]) == ("Worst", r"decile (\%)")
   quped, local = map(tex_cells, rows)
-  assert quped[:4] == [
-    r"QuPeD {[}a\textbar{}b]", r"\textbf{87.5 $\pm$ 0.6}", r"\textbf{87.5}", "-",
+  assert quped == [
+    r"QuPeD {[}a\textbar{}b]", r"\textbf{87.5 $\pm$ 0.6}", r"\textbf{87.5}", "-", "1, 2",
   ]  # fmt: skip
-  assert local[:4] == ["local", "50.0", "50.0", r"\textbf{25.0}"]
+  assert local == ["local", "50.0", "50.0", r"\textbf{25.0}", "32"]
+  costs = tables.latex_costs(summary(), "").splitlines()
+  assert tex_cells(costs[6])[1:] == ["1, 2", "81 B", "20.0 kB", "2.5"]
 
 
 def test_latex_escapes_all_that_tex_would_take_for_a_command():
-  name = r"\a{b}_c^d~e#f$g%h&i<j>k|l[*"
-  methods = {name: summary()["local"]}
-  row = tables.latex_table(methods, "").splitlines()[5]
+  methods = {NAME: summary()["local"]}
+  row = tables.latex_accuracies(methods, "").splitlines()[6]
   cell = tex_cells(row)[0]
   assert cell == (
     r"\textbackslash{}a\{b\}\_c\textasciicircum{}d\textasciitilde{}e\#f\$g\%h\&i"
     r"\textless{}j\textgreater{}k\textbar{}l{[}{*}"
   )
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs a TeX")
+def test_latex_tables_fit_an_article(tmp_path):
+  methods = {name: summary()["local"] for name in (NAME, "QuPeD 2 bit weighted_mean, 10 noise")}
+  made = (tables.latex_accuracies(methods, "a"), tables.latex_costs(methods, "a"))
+  body = "".join(f"\\noindent\n{table}\n" for table in made)
+  packages = r"\documentclass{article}\usepackage{booktabs,tabularx}"
+  source = f"{packages}\\begin{{document}}\n{body}\\end{{document}}"
+  (tmp_path / "article.tex").write_text(source)
+  command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "article.tex"]
+  log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+  if "booktabs.sty' not found" in log:
+    pytest.skip("needs booktabs")
+  assert "Output written" in log
+  assert "Overfull" not in log
 
 
 def test_comparison_table_has_a_part_for_each_method_and_its_verdicts():

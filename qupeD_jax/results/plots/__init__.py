@@ -21,7 +21,7 @@ from qupeD_jax.results.plots.style import DPI, svg
 from qupeD_jax.results.plots.weight_histograms import draw_weights, weights
 
 __all__ = [
-  "DPI", "centers", "clients", "curves", "draw_centers", "draw_clients", "draw_curves", "draw_gains",
-  "draw_pareto", "draw_stationarity", "draw_weights", "gains", "has_stationarity", "pareto",
-  "stationarity", "svg", "weights",
+  "DPI", "centers", "clients", "curves", "draw_centers", "draw_clients", "draw_curves",
+  "draw_gains", "draw_pareto", "draw_stationarity", "draw_weights", "gains", "has_stationarity",
+  "pareto", "stationarity", "svg", "weights",
 ]  # fmt: skip
