@@ -2,6 +2,7 @@
 # make experiment                                                  list them, as make experiments does
 # make report NAME=quickstart                                      results as report.html and LaTeX tables
 # make bench [ARGS=--quick]                                        time training steps; see docs/speed.md
+# make profile [ARGS="--method quped"]                            where a training step's time goes
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
 # make export-tools                                                install what writes ONNX, Core ML, StableHLO
@@ -33,7 +34,7 @@ export RUN
 PIP := install --quiet --disable-pip-version-check --retries 1 --timeout 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test bench lint data demo export-tools
+.PHONY: help setup experiment experiments report test bench profile lint data demo export-tools
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -87,6 +88,9 @@ export-tools: .venv/exporting
 .venv/exporting: requirements/export.txt .venv/installed
 	$(BIN)/pip $(PIP) --editable ".[export]"
 	@touch $@
+
+profile: .venv
+	@$(BIN)/python -m benchmarks.profile $(ARGS)
 
 lint: .venv
 	$(BIN)/ruff check .

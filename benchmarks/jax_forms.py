@@ -47,6 +47,7 @@ def vmapped(
     wait=jax.block_until_ready,
     weights=lambda state: _weights(jax.tree.map(lambda leaf: leaf[0], state)),
     conv=conv_form or "ours",
+    program=program,
     cost=_cost(program, copies=devices, clients=clients // devices),
   )
 

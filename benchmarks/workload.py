@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from qupeD_jax import models, rng
 from qupeD_jax.algorithms.fedavg import fedavg
@@ -62,6 +63,7 @@ class Form(NamedTuple):
   wait: Callable  # state -> None, once it has been computed
   weights: Callable  # state -> (the server's parameters, the clients' states), numpy arrays as ours
   conv: str | None = None  # form of the convolutions, one of conv.FORMS or "ours"
+  program: Compiled | None = None  # compiled, where it is one
   cost: "Cost | None" = None  # what the compiler says of its program, if it says something
 
 

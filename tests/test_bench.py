@@ -1,13 +1,14 @@
 """The benchmark: contenders compute the same step, and what is written can be read. No times."""
 
 import functools
+import itertools
 import re
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import clients, jax_forms, steps, torch_forms, workload
+from benchmarks import clients, jax_forms, profile, steps, torch_forms, workload
 from qupeD_jax import command_line
 from qupeD_jax.io import files
 
@@ -166,3 +167,43 @@ def test_many_clients_are_timed_wherever_they_lie(tmp_path, capsys):
   assert capsys.readouterr().err == f"{line}\n"
   assert clients.main(["--participation", "0"]) == 2
   assert "--participation 0.0: allowed is above 0" in capsys.readouterr().err
+
+
+# --- the profile
+
+
+def test_a_profile_tells_the_kernels_of_a_step_and_what_they_are_of():
+  found = profile.profile(MLP, "fedavg", rounds=3)
+  assert all(row.ms > 0 and row.calls > 0 for row in found.rows)
+  assert found.rows == sorted(found.rows, key=lambda row: -row.ms)
+  products = [row for row in found.rows if re.search(r"\bdot(_general)?$", row.operation)]
+  assert any(row.calls == 1 and re.fullmatch(r"f32\[[\d,]+\]", row.shape) for row in products)
+
+
+def test_kernels_are_added_up_per_step_and_loops_left_out():
+  text = """
+%inside (a: f32[2]) -> f32[2] {
+  ROOT %dot.3 = f32[2]{0} dot(%a, %a), metadata={op_name="jit(f)/y"}
+}
+
+ENTRY %main (t: s32[]) -> f32[2] {
+  %named.4 = f32[2]{0} fusion(%a), kind=kLoop, calls=%inside
+  ROOT %while.1 = (s32[], f32[2]{0}) while(%t), condition=%c, body=%b
+  %fused.2 = (f32[2]{0}, /*index=1*/pred[2]{0}) fusion(%a), metadata={op_name="jit(f)/while/body/x"}
+"""
+  ran = [("while.1", "while.1", 9.0), ("fused_2", "fused.2", 1.0), ("fused_2", "fused.2", 2.0)]
+  ran += [("Memset", "", 0.5), ("named_4", "named.4", 0.25)]
+  rows = profile.by_kernel(itertools.starmap(profile.Event, ran), profile.instructions(text), 2)
+  assert rows == [
+    profile.Row("fused_2", 1500.0, 1.0, "(f32[2], pred[2])", "x"),
+    profile.Row("Memset", 250.0, 0.5, "", ""),
+    profile.Row("named_4", 125.0, 0.5, "f32[2]", "y"),
+  ]
+  table = profile.report(profile.Profile(2000.0, 1875.0, rows), top=1)
+  assert "375.00 ms in those that are not listed" in table
+  assert "Memset" not in table
+
+
+def test_what_cannot_be_traced_is_refused(capsys):
+  assert profile.main(["--rounds", "0"]) == 2
+  assert "--rounds 0: allowed is" in capsys.readouterr().err
