@@ -10,8 +10,11 @@ from jax.stages import Compiled
 
 from qupeD_jax import models, rng
 from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.federation import aggregators, client
+from qupeD_jax.algorithms.quped import GlobalStep, quped
+from qupeD_jax.federation import aggregators
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.batches import draw_rows
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.models.flops import forward_flops
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, Model, PyTree
@@ -113,14 +116,18 @@ def algorithm(
     clients_per_step: clients that train side by side; None for all.
   """
   model = network(case, conv_form)
-  local = {"local_steps": case.local_steps, "batch_size": case.batch_size}
-  local |= {"aggregate": aggregators.mean(), "clients_per_step": clients_per_step}
+  work = LocalWork(case.local_steps, case.batch_size, clients_per_step=clients_per_step)
   if method == "fedavg":
-    return fedavg(model, rate=RATE, **local)
-  quantizer = quantizers.learned_codebook(max_bits=BITS)
-  rates = {"rates": client.Rates(weights=RATE), "global_rate": RATE}
-  simultaneous = method == "simultaneous"
-  return quped(model, (model,), quantizer, simultaneous=simultaneous, **rates, **local)
+    return fedavg(model, rate=RATE, work=work, aggregate=aggregators.mean())
+  return quped(
+    model,
+    (model,),
+    quantizers.learned_codebook(max_bits=BITS),
+    rates=Rates(weights=RATE),
+    global_step=GlobalStep(rate=RATE),
+    simultaneous=method == "simultaneous",
+    work=work,
+  )
 
 
 def make_task(case: Case, method: str, data: Dataset, cohort: Cohort) -> Task:
@@ -143,7 +150,7 @@ def first_rows(task: Task) -> np.ndarray:
 
   def draw(key, index, size):
     key = rng.stream(rng.stream(key, "batches", 0), "rows")
-    return client.draw_rows(key, index, size, case.local_steps, case.batch_size)[0]
+    return draw_rows(key, index, size, case.local_steps, case.batch_size)[0]
 
   return np.asarray(jax.jit(jax.vmap(draw))(keys, cohort.index, cohort.size))
 

@@ -35,7 +35,7 @@ def main(options: Tuned) -> study.Outcome:
   jobs = (
     tuned("local", methods.local_training),
     tuned("FedAvg + fine-tuning", methods.averaging_then_local),
-    tuned("FML", rivals.mutual_learning),
+    tuned("FML", rivals.fml_job),
     tuned("QuPeD 32 bit", within_architecture),
     tuned("QuPeD 32 bit", partial(methods.quped_quantised, bits=(32,))),
     tuned("QuPeD 2 bit", partial(methods.quped_quantised, bits=(2,))),

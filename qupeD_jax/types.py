@@ -4,7 +4,7 @@ Dimensions, here and in every docstring: M examples of a data set, K clients of 
 a client (padded), B examples of a batch, H W C an image, m centers of a codebook.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ class Model(NamedTuple):
 
   init: Callable  # key -> variables
   apply: Callable  # (variables, x [B, H, W, C], train, mask=None) -> (logits [B, classes], stats)
+  # What a file says of a network that `models.make` can make anew; None for one of your own.
+  about: Mapping[str, Any] | None = None
 
 
 class Dataset(NamedTuple):

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.types import Dataset
 from tests import toy
 
 ROWS = 12
 ETA, CENTER_RATE, PULL, GLOBAL_RATE, TEMPERATURE = 0.3, 0.05, 0.02, 0.4, 2.0
 STEPS, ROUNDS = 3, 3
-RATES = client.Rates(ETA, CENTER_RATE, PULL)
+RATES = Rates(ETA, CENTER_RATE, PULL)
 START = toy.linear().init(jax.random.key(0))
 HELD = ((0, 1, 2), (1, 3))  # each client's classes
 

@@ -16,7 +16,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401  before the study is forked
 
 from qupeD_jax import rng
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Personal
 from qupeD_jax.results import plots
 from qupeD_jax.study import jobs, study
 from qupeD_jax.study.durability import stopping
@@ -55,7 +55,7 @@ def walk(model: Model, centers: int, trained: FedState | None) -> Algorithm:
     (cohort,), server = cohorts, model.init(key) if trained is None else trained.server
     slots = jnp.arange(centers)
     book = lambda bits: jnp.where(slots < 2.0**bits, 0.5 * slots - 0.7, jnp.inf)
-    personal = client.Personal(
+    personal = Personal(
       jax.tree.map(lambda leaf: jnp.stack([leaf] * len(cohort.client)), server),
       {KERNEL: jax.vmap(book)(cohort.bits)} if centers else {},
       jnp.zeros((len(cohort.client), *server["params"]["dense_1"]["kernel"].shape)),
@@ -75,7 +75,7 @@ def walk(model: Model, centers: int, trained: FedState | None) -> Algorithm:
     server = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), variables)
     loss, dropped = jnp.mean(jnp.abs(kernel), (1, 2)), jnp.zeros(len(kernel), bool)
     info = Info(cohort.client, cohort.size, loss, dropped)
-    clients = (client.Personal(variables, books, moments),)
+    clients = (Personal(variables, books, moments),)
     return FedState(server, clients, state.round + 1), (info,)
 
   def personalize(key, state, data, cohorts):

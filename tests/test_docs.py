@@ -21,6 +21,7 @@ import pytest
 from qupeD_jax import models
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.data import splits
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.results import metrics
 from qupeD_jax.study import cli, jobs, study
 from qupeD_jax.study.federation import of_server
@@ -146,7 +147,7 @@ def test_the_other_programs_are_jobs_that_two_devices_share(run, tmp_path):
   lg_fedavg = run("extending-an-algorithm").module.lg_fedavg
   changes = {"clients": 3, "rounds": 2, "finetune_rounds": 0, "eval_every": 2, "seeds": 1}
   options = replaced(Options(), **changes, devices=2, out=str(tmp_path))
-  steps = {"local_steps": 1, "batch_size": 4}
+  steps = {"work": LocalWork(steps=1, batch_size=4)}
 
   def shared_heads(options, federation):
     build = lambda options, _: lg_fedavg(federation.models[0], **steps)
@@ -185,7 +186,7 @@ def test_the_options_of_the_experiment_explain_themselves(run, capsys):
 def test_the_algorithm_shares_heads_and_nothing_else(run):
   """Trained on a toy federation: state keeps its form, losses fall, only the head is common."""
   model = toy.mlp(5)
-  algorithm = run("extending-an-algorithm").module.lg_fedavg(model, local_steps=5, batch_size=4)
+  algorithm = run("extending-an-algorithm").module.lg_fedavg(model, work=LocalWork(5, 4))
   data = jax.tree.map(jnp.asarray, toy.dataset(48))
   cohorts = (toy.cohort((0, 1), (32, 32)), toy.cohort((2, 3), (32, 32)))
   key = jax.random.key(0)

@@ -15,7 +15,8 @@ import optax
 from qupeD_jax import checks
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
-from qupeD_jax.federation import client, stationarity
+from qupeD_jax.federation import stationarity
+from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.io import import_torch
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.study import study
@@ -26,9 +27,9 @@ from qupeD_jax.study.jobs import (
   frozen_last,
   full_precision,
   local_phase,
+  local_work,
   one_phase,
   precisions,
-  steps,
 )
 from qupeD_jax.study.options import MOST, Bits, Federated, withheld
 from qupeD_jax.types import PyTree, Quantizer
@@ -105,13 +106,13 @@ def _steps(options: Central) -> int:
   return options.work.rounds * options.work.local_steps
 
 
-def rates(options: Central) -> client.Rates:
+def rates(options: Central) -> Rates:
   """Returns the step sizes; what the pull is times the weights' rate grows without a jump."""
   weights = _dropping(options, options.hyper.weights_rate, 100, 150)
   last = options.hyper.proximity * EPOCHS
   growing = optax.linear_schedule(options.hyper.proximity, last, _steps(options))
   proximity = lambda step: growing(step) * options.hyper.weights_rate / weights(step)
-  return client.Rates(weights, _dropping(options, options.hyper.centers_rate, 80, 140), proximity)
+  return Rates(weights, _dropping(options, options.hyper.centers_rate, 80, 140), proximity)
 
 
 def _relaxation(options: Central) -> Callable:
@@ -189,7 +190,7 @@ def _check(options: Central) -> None:
 
 def _job(method: str, options: Central, federation: Federation) -> Job:
   if method == "full precision":
-    variants, quantizer = full_precision(method, federation), quantizers.none()
+    variants, quantizer = full_precision(method, federation), quantizers.full_precision()
     phases = one_phase(options, _training(federation, quantizer), local_phase)
     return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
   variants = precisions(method, options, federation, options.bits, mixed=False)
@@ -232,7 +233,8 @@ def _training(federation: Federation, quantizer: Quantizer) -> Callable:
       rates=rates(options),
       straight_through=options.hyper.straight_through,
       start=_start(options, federation),
-      **_work(options, federation),
+      optimizer=_optimizer(options),
+      work=local_work(options, federation),
     )
 
   return build
@@ -242,20 +244,21 @@ def _finetuning(federation: Federation, quantizer: Quantizer) -> Callable:
   """The last epochs: weights on their centers, all rates at their lowest."""
 
   def build(options, trained):
-    last = {
-      "rate": options.hyper.weights_rate / 100,
-      "centers_rate": options.hyper.centers_rate / 100,
-    }
-    return finetune(federation.models, quantizer, trained, **last, **_work(options, federation))
+    return finetune(
+      federation.models,
+      quantizer,
+      trained,
+      rate=options.hyper.weights_rate / 100,
+      centers_rate=options.hyper.centers_rate / 100,
+      optimizer=_optimizer(options),
+      work=local_work(options, federation),
+    )
 
   return build
 
 
-def _work(options: Central, federation: Federation) -> dict:
-  return {
-    "optimizer": optax.chain(_decay(options), optax.trace(options.hyper.momentum)),
-    **steps(options, federation),
-  }
+def _optimizer(options: Central) -> optax.GradientTransformation:
+  return optax.chain(_decay(options), optax.trace(options.hyper.momentum))
 
 
 def _decay(options: Central) -> optax.GradientTransformation:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -20,10 +21,7 @@ def ditto(
   penalty: Array | float = 0.1,
   rate: Array | float | Callable = 0.1,
   global_rate: Array | float | Callable = 0.1,
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -41,10 +39,8 @@ def ditto(
     penalty: the paper's lambda, at least 0.
     rate: eta1, of v, a number or a schedule of the local step.
     global_rate: eta3, of w, likewise.
-    local_steps: tau, steps of a round; each takes one step of w and one of v, on the same batch.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation; a step is one of w and one
+      of v, on the same batch.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the first variables of w and all v_i; None draws them.
 
@@ -54,7 +50,7 @@ def ditto(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size)
+  check_work(work)
   checks.non_negative("penalty", penalty)
   checks.positive("rate", rate)
   checks.positive("global_rate", global_rate)
@@ -68,21 +64,20 @@ def ditto(
   def round_fn(key, state, data, cohorts):
     def step_fn(carry, step, batch):
       personal, copy = carry
-      loss_fn = client.personal_loss(model, batch)
-      eta = client.value_at(rate, step)
-      copy, _ = client.sgd_step(copy, loss_fn, client.value_at(global_rate, step))
-      personal, loss = client.sgd_step(personal, loss_fn, eta)
+      loss_fn = objectives.personal_loss(model, batch)
+      eta = gradients.value_at(rate, step)
+      copy, _ = gradients.sgd_step(copy, loss_fn, gradients.value_at(global_rate, step))
+      personal, loss = gradients.sgd_step(personal, loss_fn, eta)
       near = tree.pull(personal["params"], state.server["params"], eta * penalty)
       return ({**personal, "params": near}, copy), loss
 
-    first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
+    train = local_round(step_fn, data, state.round, work)
     return server.train_beside(
-      (train,) * len(cohorts), key, state, cohorts, aggregate, clients_per_step
+      (train,) * len(cohorts), key, state, cohorts, aggregate, work.clients_per_step
     )
 
   def personalize(key, state, data, cohorts):
     del key, data
-    return server.scored(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
+    return scoring.beside(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
 
   return Algorithm(init, round_fn, personalize)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import optax
 
-from qupeD_jax.federation import client, server
+from qupeD_jax.federation import objectives, server
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
@@ -18,10 +19,7 @@ def fedavg(
   *,
   rate: Array | float | Callable = 0.1,
   optimizer: optax.GradientTransformation = optax.identity(),
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -31,10 +29,7 @@ def fedavg(
     model: the one architecture that all clients train.
     rate: step size, a number or a schedule of the local step.
     optimizer: of the clients, without its learning rate, started anew every round.
-    local_steps: tau, steps of a round.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation.
     aggregate: how the server combines the w_i; the mean by their data, as in the paper, or another.
     start: the server's first variables; None draws them.
 
@@ -47,17 +42,14 @@ def fedavg(
 
   def objective(variables, server_variables, batch):
     del server_variables
-    return client.personal_loss(model, batch)(variables)
+    return objectives.personal_loss(model, batch)(variables)
 
   return server.averaging(
     model,
     objective,
     rate=rate,
     optimizer=optimizer,
-    local_steps=local_steps,
-    batch_size=batch_size,
-    augment=augment,
-    clients_per_step=clients_per_step,
+    work=work,
     aggregate=aggregate,
     start=start,
   )

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import optax
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import objectives, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
@@ -20,10 +21,7 @@ def fedprox(
   mu: Array | float = 0.01,
   rate: Array | float | Callable = 0.1,
   optimizer: optax.GradientTransformation = optax.identity(),
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -31,7 +29,7 @@ def fedprox(
 
   Args:
     mu: weight of the proximal term, at least 0.
-    model, rate, optimizer, local_steps, batch_size, augment, aggregate, start: as in `fedavg`.
+    model, rate, optimizer, work, aggregate, start: as in `fedavg`.
 
   Returns:
     An Algorithm; scored is the server's model, as "global" and as "personal".
@@ -42,7 +40,7 @@ def fedprox(
   checks.non_negative("mu", mu)
 
   def objective(variables, server_variables, batch):
-    loss, stats = client.personal_loss(model, batch)(variables)
+    loss, stats = objectives.personal_loss(model, batch)(variables)
     distance = tree.squared_distance(variables["params"], server_variables["params"])
     return loss + mu / 2 * distance, stats
 
@@ -51,10 +49,7 @@ def fedprox(
     objective,
     rate=rate,
     optimizer=optimizer,
-    local_steps=local_steps,
-    batch_size=batch_size,
-    augment=augment,
-    clients_per_step=clients_per_step,
+    work=work,
     aggregate=aggregate,
     start=start,
   )

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import algorithm1, objectives, scoring, tree
+from qupeD_jax.federation.algorithm1 import Personal, Rates, Rule
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.gradients import value_at
+from qupeD_jax.federation.objectives import Distillation, Teaching
 from qupeD_jax.quantization import ops
 from qupeD_jax.types import Algorithm, Array, FedState, Model, Quantizer
 
@@ -24,16 +27,11 @@ def finetune(
   trained: FedState,
   *,
   server_model: Model | None = None,
-  lambda_p: Array | float = 0.0,
-  temperature: Array | float = 1.0,
-  own_classes: bool = False,
+  distillation: Distillation = Distillation(lambda_p=0.0),
   rate: Array | float | Callable = 0.01,
   centers_rate: Array | float | Callable = 1e-5,
   optimizer: optax.GradientTransformation = optax.identity(),
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
 ) -> Algorithm:
   """Builds the fine-tuning phase: each client alone, minimising (1 - p) f(Q) + p KD(Q, w), w fixed.
 
@@ -42,16 +40,11 @@ def finetune(
     quantizer: the one that trained the models.
     trained: the state to start from, of `quped` or `local`.
     server_model: the architecture of w; None for p = 0.
-    lambda_p: p in [0, 1).
-    temperature: T > 0.
-    own_classes: distil over the classes that the client has training rows of.
+    distillation: p, T and the classes that w teaches.
     rate: step size of the exempt parameters, a number or a schedule of the local step.
     centers_rate: step size of the centers, likewise, if the quantizer learns them.
     optimizer: over the exempt parameters, without its learning rate.
-    local_steps: tau, steps of a round.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation.
 
   Returns:
     An Algorithm that scores as the one before it; "unquantised" is x before it was hardened.
@@ -59,15 +52,15 @@ def finetune(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size, client.Rates(rate, centers_rate))
-  checks.fraction("lambda_p", lambda_p, closed=False)
-  checks.positive("temperature", temperature)
+  check_work(work)
+  algorithm1.check(Rule(quantizer, Rates(rate, centers_rate)))
+  objectives.check(distillation)
 
   def init(key, data, cohorts):
     del key, data, cohorts
-    starts = zip(client.shipped(client_models, trained.clients), trained.clients, strict=True)
+    starts = zip(scoring.shipped(client_models, trained.clients), trained.clients, strict=True)
     clients = tuple(
-      client.Personal(
+      Personal(
         start.variables, before.codebooks, jax.vmap(optimizer.init)(start.variables["params"])
       )
       for start, before in starts
@@ -80,41 +73,41 @@ def finetune(
     loss = lambda p: loss_fn({"params": p, "stats": stats})
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
     direction, moments = optimizer.update(grads, moments, params)
-    moved = tree.descend(params, direction, client.value_at(rate, step))
+    moved = tree.descend(params, direction, value_at(rate, step))
     centers = codebooks
     if quantizer.learned:
-      eta = client.value_at(centers_rate, step)
+      eta = value_at(centers_rate, step)
       # f is taken at hard Q, also where soft Q has trained.
       (slopes,) = jax.vjp(lambda c: ops.harden(params, c), codebooks)[1](grads)
       centers = quantizer.update(codebooks, params, slopes, eta, 0.0)
     frozen = ops.follow(params, codebooks, centers)
     params = ops.freeze(moved, frozen, codebooks)
-    return client.Personal({"params": params, "stats": stats}, centers, moments), value
+    return Personal({"params": params, "stats": stats}, centers, moments), value
+
+  def lesson(server_variables, batch, classes):
+    if server_model is None:
+      return None
+    logits, _ = server_model.apply(server_variables, batch.x, True, batch.mask)
+    return Teaching(logits, distillation.lambda_p, distillation.temperature, classes)
 
   def client_fn(model, state, data):
     def run(key, personal, rows):
-      held = (model, personal.variables, data, rows)
-      classes = client.held_classes(*held) if own_classes else None
+      classes = None
+      if distillation.own_classes:
+        classes = objectives.held_classes(model, personal.variables, data, rows)
 
       def step_fn(personal, step, batch):
-        teacher_logits = None
-        if server_model is not None:
-          teacher_logits = server_model.apply(state.server, batch.x, True, batch.mask)[0]
-        distilled = (teacher_logits, lambda_p, temperature, classes)
-        return train_exempt(personal, client.personal_loss(model, batch, *distilled), step)
+        loss_fn = objectives.personal_loss(model, batch, lesson(state.server, batch, classes))
+        return train_exempt(personal, loss_fn, step)
 
-      first_step = state.round * local_steps
-      train = client.local_round(
-        step_fn, data, first_step, local_steps, batch_size, augment=augment
-      )
-      personal, loss = train(key, personal, rows)
+      personal, loss = local_round(step_fn, data, state.round, work)(key, personal, rows)
       return personal, (), loss
 
     return run
 
   def round_fn(key, state, data, cohorts):
     fns = tuple(client_fn(model, state, data) for model in client_models)
-    clients, _, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
+    clients, _, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
     return FedState(state.server, clients, state.round + 1), info
 
   def before_hardening(scored, personal):
@@ -126,12 +119,12 @@ def finetune(
 
   def personalize(key, state, data, cohorts):
     del key, data
-    scored = client.scored(client_models, trained.clients, quantizer)
+    scored = scoring.quantised(client_models, trained.clients, quantizer)
     if "unquantised" in scored:
       scored["unquantised"] = tuple(map(before_hardening, scored["unquantised"], state.clients))
-    scored["personal"] = client.shipped(client_models, state.clients)
+    scored["personal"] = scoring.shipped(client_models, state.clients)
     if server_model is not None:
-      scored["global"] = server.score_global(server_model, state.server, cohorts)
+      scored["global"] = scoring.shared(server_model, state.server, cohorts)
     return scored
 
   return Algorithm(init, round_fn, personalize)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -25,10 +26,7 @@ def fml(
   temperature: Array | float = 1.0,
   rate: Array | float | Callable = 0.1,
   global_rate: Array | float | Callable = 0.1,
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = weighted_mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -47,10 +45,7 @@ def fml(
     temperature: T > 0.
     rate: eta1, a number or a schedule of the local step.
     global_rate: eta3, likewise.
-    local_steps: tau, steps of a round.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -60,7 +55,7 @@ def fml(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size)
+  check_work(work)
   checks.fraction("lambda_p", lambda_p, closed=False)
   checks.fraction("global_lambda_p", global_lambda_p, closed=False)
   checks.positive("temperature", temperature)
@@ -78,13 +73,15 @@ def fml(
     def step_fn(carry, step, batch):
       personal, copy = carry
       # One pass through each serves twice: as a teacher, and in its own step.
-      personal_logits, *of_x = client.forward(model, personal, batch)
-      global_logits, *of_w = client.forward(server_model, copy, batch)
-      learn = jax.value_and_grad(client.batch_loss)
-      loss, gradient = learn(personal_logits, batch, global_logits, lambda_p, temperature)
-      personal = descend(personal, *of_x, gradient, client.value_at(rate, step))
-      _, gradient = learn(global_logits, batch, personal_logits, global_lambda_p, temperature)
-      copy = descend(copy, *of_w, gradient, client.value_at(global_rate, step))
+      personal_logits, *of_x = gradients.forward(model, personal, batch)
+      global_logits, *of_w = gradients.forward(server_model, copy, batch)
+      learn = jax.value_and_grad(objectives.batch_loss)
+      of_teacher = objectives.Teaching(global_logits, lambda_p, temperature)
+      loss, gradient = learn(personal_logits, batch, of_teacher)
+      personal = descend(personal, *of_x, gradient, gradients.value_at(rate, step))
+      of_pupil = objectives.Teaching(personal_logits, global_lambda_p, temperature)
+      _, gradient = learn(global_logits, batch, of_pupil)
+      copy = descend(copy, *of_w, gradient, gradients.value_at(global_rate, step))
       return (personal, copy), loss
 
     return step_fn
@@ -93,18 +90,14 @@ def fml(
     return {"params": tree.descend(variables["params"], backward(gradient), eta), "stats": stats}
 
   def round_fn(key, state, data, cohorts):
-    first_step = state.round * local_steps
 
     trains = tuple(
-      client.local_round(
-        client_step(model), data, first_step, local_steps, batch_size, augment=augment
-      )
-      for model in client_models
+      local_round(client_step(model), data, state.round, work) for model in client_models
     )
-    return server.train_beside(trains, key, state, cohorts, aggregate, clients_per_step)
+    return server.train_beside(trains, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data
-    return server.scored(server_model, state.server, client_models, state.clients, cohorts)
+    return scoring.beside(server_model, state.server, client_models, state.clients, cohorts)
 
   return Algorithm(init, round_fn, personalize)

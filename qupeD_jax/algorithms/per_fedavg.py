@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -21,10 +22,7 @@ def per_fedavg(
   inner_rate: Array | float = 0.01,
   rate: Array | float | Callable = 0.1,
   adapt_steps: int = 1,
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = weighted_mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -41,11 +39,7 @@ def per_fedavg(
     inner_rate: alpha, at least 0.
     rate: eta, a number or a schedule of the local step.
     adapt_steps: steps on training batches from w to a personal model; the paper takes one.
-    local_steps: tau, steps of a round; each costs two gradients.
-    batch_size: B, of each of the two batches.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew, those that adapt a model included;
-      None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation; each costs two gradients.
     aggregate: how the server combines the w_i; by default the mean by their data.
     start: the server's first variables; None draws them.
 
@@ -56,7 +50,7 @@ def per_fedavg(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size)
+  check_work(work)
   checks.at_least("adapt_steps", adapt_steps, 1)
   checks.non_negative("inner_rate", inner_rate)
   checks.positive("rate", rate)
@@ -67,42 +61,39 @@ def per_fedavg(
     return FedState(variables, tuple(() for _ in cohorts), jnp.int32(0))
 
   def adapt(variables, batch):
-    return client.sgd_step(variables, client.personal_loss(model, batch), inner_rate)
+    return gradients.sgd_step(variables, objectives.personal_loss(model, batch), inner_rate)
 
   def step_fn(variables, step, batch, inner_batch):
     adapted, _ = adapt(variables, inner_batch)
-    fn = lambda params: client.personal_loss(model, batch)({**adapted, "params": params})
+    fn = lambda params: objectives.personal_loss(model, batch)({**adapted, "params": params})
     (loss, stats), grads = jax.value_and_grad(fn, has_aux=True)(adapted["params"])
-    params = tree.descend(variables["params"], grads, client.value_at(rate, step))
+    params = tree.descend(variables["params"], grads, gradients.value_at(rate, step))
     return {"params": params, "stats": stats}, loss
 
   def round_fn(key, state, data, cohorts):
-    first_step = state.round * local_steps
-    train = client.local_round(
-      step_fn, data, first_step, local_steps, batch_size, batches_per_step=2, augment=augment
-    )
+    train = local_round(step_fn, data, state.round, work, batches_per_step=2)
 
     def run(key, nothing, rows):
       copy, loss = train(key, state.server, rows)
       return nothing, copy, loss
 
-    clients, uploads, info = client.over_clients(
-      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    clients, uploads, info = over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, work.clients_per_step
     )
     combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     return FedState(combined, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):
     step = lambda variables, step, batch: adapt(variables, batch)
-    train = client.local_round(step, data, jnp.int32(0), adapt_steps, batch_size, augment=augment)
+    train = local_round(step, data, 0, work._replace(steps=adapt_steps))
 
     def run(key, _, rows):
       personal, loss = train(key, state.server, rows)
       return personal, (), loss
 
-    adapted, _, _ = client.over_clients(
-      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    adapted, _, _ = over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, work.clients_per_step
     )
-    return server.scored(model, state.server, (model,) * len(cohorts), adapted, cohorts)
+    return scoring.beside(model, state.server, (model,) * len(cohorts), adapted, cohorts)
 
   return Algorithm(init, round_fn, personalize)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -23,10 +24,7 @@ def pfedme(
   global_rate: Array | float | Callable = 0.1,
   inner_steps: int = 5,
   mixing: Array | float = 1.0,
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -48,10 +46,7 @@ def pfedme(
     global_rate: eta3, of w, likewise. A step with eta3 penalty above 1 goes beyond theta_i.
     inner_steps: K, gradient steps on each batch.
     mixing: beta, above 0; 1 is plain averaging.
-    local_steps: tau, steps of a round; each costs K gradients.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation; each costs K gradients.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's first variables; None draws them.
 
@@ -61,7 +56,7 @@ def pfedme(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size)
+  check_work(work)
   checks.at_least("inner_steps", inner_steps, 1)
   for name, value in (("penalty", penalty), ("mixing", mixing)):
     checks.positive(name, value)
@@ -78,8 +73,8 @@ def pfedme(
     """Takes the inner steps from `personal`, held near the parameters `anchor`."""
 
     def inner(personal, _):
-      loss_fn = client.personal_loss(model, batch)
-      personal, loss = client.sgd_step(personal, loss_fn, eta)
+      loss_fn = objectives.personal_loss(model, batch)
+      personal, loss = gradients.sgd_step(personal, loss_fn, eta)
       near = tree.pull(personal["params"], anchor, eta * penalty)
       return {**personal, "params": near}, loss
 
@@ -88,23 +83,22 @@ def pfedme(
 
   def step_fn(carry, step, batch):
     personal, copy = carry
-    personal, loss = minimise(personal, copy["params"], batch, client.value_at(rate, step))
-    pull = client.value_at(global_rate, step) * penalty
+    personal, loss = minimise(personal, copy["params"], batch, gradients.value_at(rate, step))
+    pull = gradients.value_at(global_rate, step) * penalty
     away = jax.tree.map(jnp.subtract, copy["params"], personal["params"])
     copy = {**copy, "params": tree.descend(copy["params"], away, pull)}
-    copy["stats"] = client.renewed_stats(model, copy, batch)
+    copy["stats"] = gradients.renewed_stats(model, copy, batch)
     return (personal, copy), loss
 
   def round_fn(key, state, data, cohorts):
-    first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
+    train = local_round(step_fn, data, state.round, work)
 
     def run(key, _, rows):
       (personal, copy), loss = train(key, (state.server, state.server), rows)
       return personal, copy, loss
 
-    clients, uploads, info = client.over_clients(
-      (run,) * len(cohorts), key, cohorts, state.clients, clients_per_step
+    clients, uploads, info = over_clients(
+      (run,) * len(cohorts), key, cohorts, state.clients, work.clients_per_step
     )
     combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
     mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, combined)
@@ -112,6 +106,6 @@ def pfedme(
 
   def personalize(key, state, data, cohorts):
     del key, data
-    return server.scored(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
+    return scoring.beside(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
 
   return Algorithm(init, round_fn, personalize)

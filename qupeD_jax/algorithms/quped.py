@@ -5,15 +5,30 @@ to Federated Learning", NeurIPS 2021, Algorithm 2.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, losses, server, tree
+from qupeD_jax.federation import algorithm1, gradients, losses, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
+from qupeD_jax.federation.algorithm1 import Pass, Rates, Rule
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.objectives import Distillation, Teaching
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
+
+
+class GlobalStep(NamedTuple):
+  """How a client moves its copy of the global model w."""
+
+  rate: Array | float | Callable = 0.1  # eta_3, a number or a schedule of the local step
+  # a >= 0, of the cross-entropy in w's loss; 0 is the paper's, in which w learns from the personal
+  # models alone.
+  loss_weight: Array | float = 0.0
+  # Without its learning rate; started anew every round. The identity is plain gradient descent.
+  optimizer: optax.GradientTransformation = optax.identity()
 
 
 def quped(
@@ -21,22 +36,13 @@ def quped(
   client_models: tuple[Model, ...],
   quantizer: Quantizer,
   *,
-  lambda_p: Array | float = 0.5,
-  temperature: Array | float = 1.0,
-  rates: client.Rates = client.Rates(),
-  global_rate: Array | float | Callable = 0.1,
-  global_loss_weight: Array | float = 0.0,
-  global_divergence: Callable = losses.kl,
-  global_temperature: Array | float | None = None,
-  own_classes: bool = False,
+  distillation: Distillation = Distillation(),
+  rates: Rates = Rates(),
+  global_step: GlobalStep = GlobalStep(),
   straight_through: Array | float = 0.0,
   simultaneous: bool = False,
   optimizer: optax.GradientTransformation = optax.identity(),
-  global_optimizer: optax.GradientTransformation = optax.identity(),
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = mean(),
   start: tuple[PyTree, tuple[PyTree, ...]] | None = None,
 ) -> Algorithm:
@@ -50,34 +56,22 @@ def quped(
   KD(x, w) = T^2 KL(softmax(w/T) || softmax(x/T)). Terms in Q and c drop out where a client has 32
   bits. With a quantizer that trains at x alone, or at Q alone, the terms of the other drop out, so
   that w learns from the one model that is trained. The defaults are the paper's; what goes beyond
-  it is off: a = 0, so that the global model learns from the personal ones alone, one divergence and
-  temperature for both directions, distillation over all classes, x's gradient taken at x, a cold
-  start.
+  it is off.
 
   Args:
     server_model: the architecture of w.
     client_models: one per cohort, with the server's classes.
-    quantizer: `quantizers.learned_codebook()`, `quantizers.none()` if every client has 32 bits, or
-      any other.
-    lambda_p: p in [0, 1); 0 is local training.
-    temperature: T > 0.
+    quantizer: `quantizers.learned_codebook()`, `quantizers.full_precision()` if every client has 32
+      bits, or any other.
+    distillation: p, T, the divergence that w minimises, and over which classes.
     rates: eta1, eta2 and lambda, numbers or schedules of the local step.
-    global_rate: eta3, a number or a schedule of the local step.
-    global_loss_weight: a >= 0, of the cross-entropy in w's loss.
-    global_divergence: what w minimises, (global logits, personal logits, T, mask) -> []:
-      `losses.kl`, as in the paper, or `losses.reverse_kl`, in which x teaches w as w teaches x.
-    global_temperature: T of w's loss, where it is another than x's.
-    own_classes: distil over the classes that the client has training rows of.
+    global_step: eta3, a, and the optimiser of w.
     straight_through: share in [0, 1] of x's data gradient that is taken at Q_c(x), by a
       quantizer that trains at both.
     simultaneous: take the gradients in c and w at the old x and c, as x's. A step is then one pass,
       forward and backward, of each of x, Q and w; alternation passes through x and Q once more.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
-    global_optimizer: over a client's copy of w, likewise; started anew every round.
-    local_steps: tau, steps of a round.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: the server's variables and one client model's per cohort; None draws them.
 
@@ -87,111 +81,109 @@ def quped(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size, rates)
-  checks.fraction("lambda_p", lambda_p, closed=False)
-  checks.positive("temperature", temperature)
-  checks.positive("global_rate", global_rate)
-  checks.non_negative("global_loss_weight", global_loss_weight)
-  checks.share("straight_through", straight_through)
-  global_temperature = temperature if global_temperature is None else global_temperature
-  checks.positive("global_temperature", global_temperature)
+  rule = Rule(quantizer, rates, optimizer, straight_through)
+  check_work(work)
+  algorithm1.check(rule)
+  objectives.check(distillation)
+  checks.positive("global_rate", global_step.rate)
+  checks.non_negative("global_loss_weight", global_step.loss_weight)
+  lambda_p, temperature = distillation.lambda_p, distillation.temperature
 
   def init(key, data, cohorts):
     del data
     server_start, client_start = start or (server_model.init(key), None)
-    clients = client.start_clients(client_models, client_start, key, cohorts, quantizer, optimizer)
+    clients = algorithm1.start_clients(client_models, client_start, key, cohorts, rule)
     return FedState(server_start, clients, jnp.int32(0))
 
-  def client_step(model, classes):
+  def alternating(model, classes):
+    """The paper's step: x, then c at the new x, then w at the new x and c."""
+
     def step_fn(carry, step, batch):
-      before, (copy, moments) = carry
+      personal, copy = carry
       # One pass through w serves thrice: as the teacher of x, as that of Q, and in w's own step.
-      teacher_logits, backward, stats = client.forward(server_model, copy, batch)
-      distilled = teacher_logits, lambda_p, temperature, classes
-      passes = None
-      if simultaneous:
-        passes, targets = known_passes(model, before, step, batch, distilled)
-      personal, loss = client.proximal_step(
-        before,
-        client.personal_loss(model, batch, *distilled),
-        step,
-        quantizer=quantizer,
-        optimizer=optimizer,
-        rates=rates,
-        straight_through=straight_through,
-        simultaneous=simultaneous,
-        passes=passes,
-      )
-      if not simultaneous:
-        targets = personal_logits(model, personal, step, batch)
-      grads = backward(jax.grad(global_loss)(teacher_logits, targets, batch, classes))
-      direction, moments = global_optimizer.update(grads, moments, copy["params"])
-      rate = client.value_at(global_rate, step)
-      copy = {"params": tree.descend(copy["params"], direction, rate), "stats": stats}
-      return (personal, (copy, moments)), loss
+      of_w = gradients.forward(server_model, copy.variables, batch)
+      teaching = Teaching(of_w[0], lambda_p, temperature, classes)
+      loss_fn = objectives.personal_loss(model, batch, teaching)
+      personal, loss = algorithm1.alternating_step(personal, loss_fn, step, rule)
+      pupils = []
+      for weight, params in algorithm1.trained_points(personal, step, quantizer).values():
+        variables = {**personal.variables, "params": params}
+        pupils.append((weight, model.apply(variables, batch.x, True, batch.mask)[0]))
+      return (personal, learn(copy, of_w, pupils, classes, batch, step)), loss
 
     return step_fn
 
-  def trained_points(personal, step):
-    params, codebooks = personal.variables["params"], personal.codebooks
-    return client.trained_points(params, codebooks, quantizer, step)
+  def at_once(model, classes):
+    """All gradients at the old models: the passes that x and c learn by are those w learns from."""
 
-  def known_passes(model, personal, step, batch, distilled):
-    """Passes through the models that are trained: for x's and c's step, and what w learns from."""
-    passes, targets = {}, []
-    before = client.running_stats(personal)
-    for name, (weight, params) in trained_points(personal, step).items():
-      variables = {"params": params, "stats": before[name]}
-      logits, backward, stats = client.forward(model, variables, batch)
-      value, gradient = jax.value_and_grad(client.batch_loss)(logits, batch, *distilled)
-      passes[name] = client.Pass(value, stats, backward(gradient))
-      targets.append((weight, logits))
-    return passes, targets
+    def step_fn(carry, step, batch):
+      personal, copy = carry
+      of_w = gradients.forward(server_model, copy.variables, batch)
+      teaching = Teaching(of_w[0], lambda_p, temperature, classes)
+      passes, pupils = {}, []
+      before = algorithm1.running_stats(personal)
+      for name, (weight, params) in algorithm1.trained_points(personal, step, quantizer).items():
+        variables = {"params": params, "stats": before[name]}
+        logits, backward, stats = gradients.forward(model, variables, batch)
+        value, slope = jax.value_and_grad(objectives.batch_loss)(logits, batch, teaching)
+        passes[name] = Pass(value, stats, backward(slope))
+        pupils.append((weight, logits))
+      personal, loss = algorithm1.simultaneous_step(personal, passes, step, rule)
+      return (personal, learn(copy, of_w, pupils, classes, batch, step)), loss
 
-  def personal_logits(model, personal, step, batch):
-    """Returns pairs (weight, logits) of what w learns from: the models that x is trained by."""
+    return step_fn
 
-    def logits(params):
-      variables = {**personal.variables, "params": params}
-      return model.apply(variables, batch.x, True, batch.mask)[0]
+  def learn(copy, of_w, pupils, classes, batch, step):
+    """Moves a client's copy of w toward what its personal models, its pupils, have learned."""
+    logits, backward, stats = of_w
+    grads = backward(jax.grad(global_loss)(logits, pupils, classes, batch))
+    params = copy.variables["params"]
+    direction, moments = global_step.optimizer.update(grads, copy.moments, params)
+    rate = gradients.value_at(global_step.rate, step)
+    return _Copy({"params": tree.descend(params, direction, rate), "stats": stats}, moments)
 
-    return [(weight, logits(params)) for weight, params in trained_points(personal, step).values()]
-
-  def global_loss(global_logits, targets, batch, classes):
-    ours, targets = losses.restrict(global_logits, classes), jax.lax.stop_gradient(targets)
+  def global_loss(logits, pupils, classes, batch):
+    """p times the divergences from the pupils, held fixed, and a times the cross-entropy."""
+    own_temperature = distillation.global_temperature
+    own_temperature = temperature if own_temperature is None else own_temperature
+    ours = losses.restrict(logits, classes)
+    pupils = [(w, losses.restrict(theirs, classes)) for w, theirs in jax.lax.stop_gradient(pupils)]
     teaching = sum(
-      weight
-      * global_divergence(ours, losses.restrict(logits, classes), global_temperature, batch.mask)
-      for weight, logits in targets
+      weight * distillation.global_divergence(ours, theirs, own_temperature, batch.mask)
+      for weight, theirs in pupils
     )
-    own = losses.cross_entropy(global_logits, batch.y, batch.mask)
-    return lambda_p * teaching + global_loss_weight * own
+    own = losses.cross_entropy(logits, batch.y, batch.mask)
+    return lambda_p * teaching + global_step.loss_weight * own
+
+  def client_fn(model, state, data):
+    def run(key, personal, rows):
+      classes = None
+      if distillation.own_classes:
+        classes = objectives.held_classes(model, personal.variables, data, rows)
+      step_fn = (at_once if simultaneous else alternating)(model, classes)
+      copy = _Copy(state.server, global_step.optimizer.init(state.server["params"]))
+      train = local_round(step_fn, data, state.round, work)
+      (personal, copy), loss = train(key, (personal, copy), rows)
+      return personal, copy.variables, loss
+
+    return run
 
   def round_fn(key, state, data, cohorts):
-    first_step = state.round * local_steps
-
-    def client_fn(model):
-      def run(key, personal, rows):
-        held = (model, personal.variables, data, rows)
-        classes = client.held_classes(*held) if own_classes else None
-        step_fn = client_step(model, classes)
-        train = client.local_round(
-          step_fn, data, first_step, local_steps, batch_size, augment=augment
-        )
-        carry = personal, (state.server, global_optimizer.init(state.server["params"]))
-        (personal, (copy, _)), loss = train(key, carry, rows)
-        return personal, copy, loss
-
-      return run
-
-    fns = tuple(client_fn(model) for model in client_models)
-    clients, uploads, info = client.over_clients(fns, key, cohorts, state.clients, clients_per_step)
-    copy, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
-    return FedState(copy, clients, state.round + 1), info
+    fns = tuple(client_fn(model, state, data) for model in client_models)
+    clients, uploads, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
+    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
+    return FedState(combined, clients, state.round + 1), info
 
   def personalize(key, state, data, cohorts):
     del key, data
-    shared = server.score_global(server_model, state.server, cohorts)
-    return client.scored(client_models, state.clients, quantizer) | {"global": shared}
+    shown = scoring.quantised(client_models, state.clients, quantizer)
+    return shown | {"global": scoring.shared(server_model, state.server, cohorts)}
 
   return Algorithm(init, round_fn, personalize)
+
+
+class _Copy(NamedTuple):
+  """A client's copy of w during a round."""
+
+  variables: PyTree
+  moments: PyTree  # of its optimiser

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks
-from qupeD_jax.federation import client, server, tree
+from qupeD_jax.federation import algorithm1, gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
+from qupeD_jax.federation.algorithm1 import Rates, Rule
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.quantization import ops
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
@@ -22,13 +24,10 @@ def qupel(
   quantizer: Quantizer,
   *,
   penalty: Array | float = 0.1,
-  rates: client.Rates = client.Rates(),
+  rates: Rates = Rates(),
   global_rate: Array | float | Callable = 0.1,
   optimizer: optax.GradientTransformation = optax.identity(),
-  local_steps: int = 10,
-  batch_size: int = 50,
-  augment: Callable | None = None,
-  clients_per_step: int | None = None,
+  work: LocalWork = LocalWork(),
   aggregate: Aggregate = mean(),
   start: PyTree | None = None,
 ) -> Algorithm:
@@ -46,16 +45,13 @@ def qupel(
 
   Args:
     model: the one architecture that all clients train.
-    quantizer: `quantizers.learned_codebook()`, `quantizers.none()` if every client has 32 bits, or
-      any other.
+    quantizer: `quantizers.learned_codebook()`, `quantizers.full_precision()` if every client has 32
+      bits, or any other.
     penalty: the paper's lambda_p, at least 0.
     rates: eta1, eta2 and lambda, numbers or schedules of the local step.
     global_rate: eta3, a number or a schedule of the local step.
     optimizer: over x, without its learning rate: the identity is plain gradient descent.
-    local_steps: tau, steps of a round.
-    batch_size: B.
-    augment: (key, x [B, H, W, C]) -> x, for every batch anew; None for none.
-    clients_per_step: clients of a cohort that train side by side; None for all of them.
+    work: local steps, batches and augmentation.
     aggregate: how the server combines the w_i; the mean, as in the paper, or another.
     start: variables that the server and all clients start from; None draws them.
 
@@ -65,7 +61,9 @@ def qupel(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  client.check(local_steps, batch_size, rates)
+  rule = Rule(quantizer, rates, optimizer)
+  check_work(work)
+  algorithm1.check(rule)
   checks.non_negative("penalty", penalty)
   checks.positive("global_rate", global_rate)
 
@@ -76,7 +74,7 @@ def qupel(
     del data
     variables = model.init(key) if start is None else start
     starts = (variables,) * len(cohorts)
-    clients = client.start_clients(models_of(cohorts), starts, key, cohorts, quantizer, optimizer)
+    clients = algorithm1.start_clients(models_of(cohorts), starts, key, cohorts, rule)
     return FedState(variables, clients, jnp.int32(0))
 
   def tied(loss_fn, anchor, weight):
@@ -91,36 +89,29 @@ def qupel(
 
   def step_fn(carry, step, batch):
     personal, copy = carry
-    loss_fn = client.personal_loss(model, batch)
+    loss_fn = objectives.personal_loss(model, batch)
     codebooks = personal.codebooks
     has_q = ops.is_active(codebooks) if codebooks and quantizer.at_q else 0.0
-    personal, loss = client.proximal_step(
-      personal,
-      tied(loss_fn, copy["params"], 1.0 - has_q),
-      step,
-      quantizer=quantizer,
-      optimizer=optimizer,
-      rates=rates,
-      quantised_loss_fn=tied(loss_fn, copy["params"], 1.0),
-    )
+    at_x = tied(loss_fn, copy["params"], 1.0 - has_q)
+    at_q = tied(loss_fn, copy["params"], 1.0)
+    personal, loss = algorithm1.alternating_step(personal, at_x, step, rule, at_q)
     projected = quantizer.project(personal.variables["params"], personal.codebooks, step)
     away = jax.tree.map(jnp.subtract, copy["params"], projected)
-    pull = client.value_at(global_rate, step) * penalty
+    pull = gradients.value_at(global_rate, step) * penalty
     copy = {**copy, "params": tree.descend(copy["params"], away, pull)}
-    copy["stats"] = client.renewed_stats(model, copy, batch)
+    copy["stats"] = gradients.renewed_stats(model, copy, batch)
     return (personal, copy), loss
 
   def round_fn(key, state, data, cohorts):
-    first_step = state.round * local_steps
-    train = client.local_round(step_fn, data, first_step, local_steps, batch_size, augment=augment)
+    train = local_round(step_fn, data, state.round, work)
     return server.train_beside(
-      (train,) * len(cohorts), key, state, cohorts, aggregate, clients_per_step
+      (train,) * len(cohorts), key, state, cohorts, aggregate, work.clients_per_step
     )
 
   def personalize(key, state, data, cohorts):
     del key, data
-    shared = server.score_global(model, state.server, cohorts)
-    personal = client.scored(models_of(cohorts), state.clients, quantizer)
+    shared = scoring.shared(model, state.server, cohorts)
+    personal = scoring.quantised(models_of(cohorts), state.clients, quantizer)
     return personal | {"global": shared}
 
   return Algorithm(init, round_fn, personalize)

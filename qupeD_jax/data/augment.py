@@ -24,7 +24,7 @@ def flip_and_crop(padding: int = 4, fill: Sequence[float] | float = 0) -> Callab
 
   Returns:
     (key, x [B, H, W, C]) -> x [B, H, W, C], in x's dtype; a pure function, for
-    `client.local_round`.
+    `clients.local_round`.
 
   Raises:
     BadInput: padding is negative or fill not finite; when called, padding is not below H and W, or

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax.federation import client
+from qupeD_jax.federation.clients import map_clients
 from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, Scored
 
 _EXAMPLES = 5_000  # in one pass, of as many clients as that allows: memory stays bounded
@@ -50,7 +50,7 @@ def accuracy(scored: Scored, data: Dataset, cohort: Cohort, rows_per_step: int =
     right = _is_right(scored, scored.variables, data, jnp.arange(len(data.y)), rows_per_step)
     hits = right[cohort.index]
   else:
-    hits = client.map_clients(
+    hits = map_clients(
       lambda v, rows: _is_right(scored, v, data, rows, rows_per_step),
       (scored.variables, cohort.index),
       max(1, _EXAMPLES // rows_per_step),

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qupeD_jax.federation import client, tree
+from qupeD_jax.federation import algorithm1, objectives, tree
+from qupeD_jax.federation.algorithm1 import Personal, Rates, Rule
+from qupeD_jax.federation.batches import Batch
+from qupeD_jax.federation.gradients import value_at
 from qupeD_jax.types import Array, Cohort, Dataset, FedState, Model, Quantizer
 
 
 def gradient_mapping(
-  personal: client.Personal,
+  personal: Personal,
   loss_fn: Callable,
   step: Array,
-  *,
-  quantizer: Quantizer,
-  rates: client.Rates,
+  rule: Rule,
   quantised_loss_fn: Callable | None = None,
-  optimizer: optax.GradientTransformation = optax.identity(),
 ) -> Array:
   """Measures stationarity by the squared gradient mapping of Algorithm 1.
 
@@ -38,37 +38,31 @@ def gradient_mapping(
     personal: a client's x and c.
     loss_fn: variables -> (loss [], stats), the smooth loss, of all of the client's data.
     step: [] int32, at which schedules are read.
-    quantizer, rates, quantised_loss_fn: as in `client.proximal_step`.
-    optimizer: what training adds to the gradient, such as weight decay; momentum has no place here.
+    rule: how the model moves. Its optimizer is what training adds to the gradient, such as weight
+      decay; momentum has no place here.
+    quantised_loss_fn: as in `algorithm1.alternating_step`.
 
   Returns:
     G, [] float32.
   """
   params, codebooks = personal.variables["params"], personal.codebooks
-  after, _ = client.proximal_step(
-    personal._replace(moments=optimizer.init(params)),
-    loss_fn,
-    step,
-    quantizer=quantizer,
-    optimizer=optimizer,
-    rates=rates,
-    quantised_loss_fn=quantised_loss_fn,
-  )
+  fresh = personal._replace(moments=rule.optimizer.init(params))
+  after, _ = algorithm1.alternating_step(fresh, loss_fn, step, rule, quantised_loss_fn)
   moved = tree.squared_distance(params, after.variables["params"])
-  mapping = moved / client.value_at(rates.weights, step) ** 2
-  if not (codebooks and quantizer.learned):
+  mapping = moved / value_at(rule.rates.weights, step) ** 2
+  if not (codebooks and rule.quantizer.learned):
     return mapping
   # Unused slots hold +inf, before and after.
   used = lambda books: {path: jnp.where(jnp.isfinite(c), c, 0.0) for path, c in books.items()}
   moved = tree.squared_distance(used(codebooks), used(after.codebooks))
-  return mapping + moved / client.value_at(rates.centers, step) ** 2
+  return mapping + moved / value_at(rule.rates.centers, step) ** 2
 
 
 def of_clients(
   models: tuple[Model, ...],
   quantizer: Quantizer,
   *,
-  rates: client.Rates,
+  rates: Rates,
   local_steps: int,
   num_rows: int = 1000,
   optimizer: optax.GradientTransformation = optax.identity(),
@@ -90,10 +84,8 @@ def of_clients(
   """
 
   def of_client(model, data, step, personal, index, size):
-    loss_fn = client.personal_loss(model, _first_rows(data, index, size, num_rows))
-    return gradient_mapping(
-      personal, loss_fn, step, quantizer=quantizer, rates=rates, optimizer=optimizer
-    )
+    loss_fn = objectives.personal_loss(model, _first_rows(data, index, size, num_rows))
+    return gradient_mapping(personal, loss_fn, step, Rule(quantizer, rates, optimizer))
 
   def measure(state: FedState, data: Dataset, cohorts: tuple[Cohort, ...]) -> tuple[Array, ...]:
     step = state.round * local_steps
@@ -105,8 +97,8 @@ def of_clients(
   return measure
 
 
-def _first_rows(data: Dataset, index: Array, size: Array, num_rows: int) -> client.Batch:
+def _first_rows(data: Dataset, index: Array, size: Array, num_rows: int) -> Batch:
   """Returns a client's first rows; those of a smaller client come again and do not count."""
   positions = jnp.arange(min(num_rows, len(index)))
   rows = index[positions % jnp.maximum(size, 1)]
-  return client.Batch(data.x[rows], data.y[rows], (positions < size).astype(jnp.float32))
+  return Batch(data.x[rows], data.y[rows], (positions < size).astype(jnp.float32))

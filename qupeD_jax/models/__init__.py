@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 from qupeD_jax import checks
 from qupeD_jax.models import architecture
@@ -21,7 +22,7 @@ from qupeD_jax.models.cnn import CNN
 from qupeD_jax.models.conv import forms
 from qupeD_jax.models.mlp import MLP
 from qupeD_jax.models.resnet import ResNet
-from qupeD_jax.types import Array, Model
+from qupeD_jax.types import Array, Model, PyTree
 
 ImageShape = tuple[int, int, int]  # H, W, C
 PerChannel = float | Sequence[float]
@@ -92,7 +93,10 @@ def make(
   jax.eval_shape(
     model.init, jax.random.key(0)
   )  # an image too small shows now, not at the first use
-  return model
+  if options:  # no file has room for them
+    return model
+  inputs = {"num_classes": num_classes, "image_shape": image_shape, "mean": mean, "std": std}
+  return model._replace(about={"model": name, "input": inputs})
 
 
 def from_linen(
@@ -120,14 +124,7 @@ def from_linen(
   >>> model.init(jax.random.key(0))["params"]["head"]["kernel"].shape
   (784, 10)
   """
-  for size in image_shape:
-    checks.at_least("image shape", size, 1)
-  mean = _per_channel("mean", mean, image_shape[-1])
-  std = _per_channel("std", std, image_shape[-1])
-  checks.require((np.isfinite(std) & (std > 0)).all(), "std", std, "finite and above 0")
-
-  def normalise(x: Array) -> Array:
-    return (x.astype(jnp.float32) - mean) / std
+  normalise = _normaliser(image_shape, mean, std)
 
   def init(key):
     x = normalise(jnp.zeros((1, *image_shape)))
@@ -145,6 +142,90 @@ def from_linen(
     return logits.astype(jnp.float32), {**stats, **new}
 
   return Model(init, apply)
+
+
+def from_nnx(
+  module: Callable[[nnx.Rngs], nnx.Module],
+  image_shape: ImageShape,
+  *,
+  mean: PerChannel = 0.0,
+  std: PerChannel = 255.0,
+) -> Model:
+  """Wraps a flax.nnx module as a Model that takes raw images.
+
+  Its `nnx.Param`s are trained; what is an `nnx.BatchStat` becomes the Model's stats. Where a client
+  has fewer rows than a batch has slots, those that fill it up enter the statistics: nnx's layers
+  know no mask.
+
+  Args:
+    module: rngs -> the module, called as module(x [B, H, W, C] float32), returns logits
+      [B, classes]; its train() and eval() are called before.
+    image_shape: (H, W, C).
+    mean, std: of the raw images, per channel or for all; the module sees (x - mean) / std.
+
+  Raises:
+    BadInput: the module keeps random numbers, as dropout does.
+
+  >>> class Linear(nnx.Module):
+  ...   def __init__(self, rngs):
+  ...     self.head = nnx.Linear(784, 10, rngs=rngs)
+  ...   def __call__(self, x):
+  ...     return self.head(x.reshape(len(x), -1))
+  >>> model = from_nnx(Linear, image_shape=(28, 28, 1))
+  >>> model.init(jax.random.key(0))["params"]["head"]["kernel"].shape
+  (784, 10)
+  """
+  normalise = _normaliser(image_shape, mean, std)
+  graph, params_like, stats_like, rest = nnx.split(
+    module(nnx.Rngs(0)), nnx.Param, nnx.BatchStat, ...
+  )
+  if jax.tree.leaves(rest):
+    raise checks.BadInput("module: keeps random numbers, as dropout does: allowed is one without")
+
+  def init(key):
+    _, params, stats, _ = nnx.split(module(nnx.Rngs(key)), nnx.Param, nnx.BatchStat, ...)
+    return {"params": _named(nnx.to_pure_dict(params)), "stats": _named(nnx.to_pure_dict(stats))}
+
+  def apply(variables, x, train, mask=None):
+    del mask
+    chex.assert_shape(x, (None, *image_shape))
+    params = _filled(params_like, variables["params"])
+    net = nnx.merge(graph, params, _filled(stats_like, variables["stats"]), rest)
+    if train:
+      net.train()
+    else:
+      net.eval()
+    logits = net(normalise(x))
+    stats = _named(nnx.to_pure_dict(nnx.state(net, nnx.BatchStat)))
+    return logits.astype(jnp.float32), stats
+
+  return Model(init, apply)
+
+
+def _named(tree: PyTree) -> PyTree:
+  """Turns the numbers of layers in lists into names."""
+  return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _filled(like: nnx.State, named: PyTree) -> nnx.State:
+  """Puts arrays by name into a state of the same layers."""
+
+  def leaves(like, named):
+    if not isinstance(like, dict):
+      return [named]
+    return [leaf for k, v in sorted(like.items()) for leaf in leaves(v, named[str(k)])]
+
+  return jax.tree.unflatten(jax.tree.structure(like), leaves(nnx.to_pure_dict(like), named))
+
+
+def _normaliser(image_shape: ImageShape, mean: PerChannel, std: PerChannel) -> Callable:
+  """Returns x -> (x - mean) / std, float32, for images of this shape."""
+  for size in image_shape:
+    checks.at_least("image shape", size, 1)
+  mean = _per_channel("mean", mean, image_shape[-1])
+  std = _per_channel("std", std, image_shape[-1])
+  checks.require((np.isfinite(std) & (std > 0)).all(), "std", std, "finite and above 0")
+  return lambda x: (x.astype(jnp.float32) - mean) / std
 
 
 def _masking(mask: Array | None, call: Callable, args: tuple, options: dict, context) -> Array:

@@ -1,7 +1,7 @@
 """The Quantizers: how a model's precision is lowered while it trains.
 
     quantizer         f is taken at    pull toward the centers    centers
-    none              x                -                          -
+    full_precision    x                -                          -
     learned_codebook  x and Q          growing                    learned by gradients and pulled
     proxquant         x                growing                    fixed
     binary_relax      relaxed Q        -                          means of their entries
@@ -21,7 +21,7 @@ from qupeD_jax.quantization import codebook, ops, prox
 from qupeD_jax.types import FULL_PRECISION, Array, PyTree, Quantizer
 
 
-def none() -> Quantizer:
+def full_precision() -> Quantizer:
   """Builds the quantiser that does nothing: every client at full precision, without codebooks."""
   return Quantizer(
     init=lambda params, bits: {},

@@ -8,13 +8,16 @@ import numpy as np
 import optax
 
 from qupeD_jax import checks, shares
+from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.data import augment, cohort
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.quantization import ops, quantizers
-from qupeD_jax.study.faults import aggregate_of, faulty
+from qupeD_jax.study.faults import faulty
 from qupeD_jax.study.federation import Federation, of_server
 from qupeD_jax.study.options import Federated, Options, replaced, settled
-from qupeD_jax.types import FULL_PRECISION, Algorithm, Quantizer
+from qupeD_jax.types import FULL_PRECISION, Algorithm, FedState, Quantizer
 from qupeD_jax.wrappers.sampling import with_sampling
 
 
@@ -129,7 +132,7 @@ def widest_codebook(
   Where all clients are at full precision there is none, and nothing is computed for one.
   """
   if not is_quantised(variants):
-    return quantizers.none()
+    return quantizers.full_precision()
   bits = np.concatenate([variant.bits for variant in variants.values()])
   widest = int(bits[bits != FULL_PRECISION].max())
   return quantizers.learned_codebook(max_bits=widest, init=init, clip=options.hyper.centers_clip)
@@ -176,20 +179,14 @@ def is_quantised(variants: dict[str, Variant]) -> bool:
   return any(np.any(variant.bits != FULL_PRECISION) for variant in variants.values())
 
 
-def steps(options: Federated, federation: Federation) -> dict:
+def local_work(options: Federated, federation: Federation) -> LocalWork:
   """Returns the amount of local work, and what is done to the images."""
-  return {
-    "local_steps": options.work.local_steps,
-    "batch_size": options.work.batch_size,
-    "clients_per_step": options.hardware.clients_per_step,
-    "augment": augment.flip_and_crop(fill=federation.mean) if options.work.augment else None,
-  }
-
-
-def federated(options: Federated, federation: Federation, method: Callable) -> dict:
-  """Returns `steps`, and how the server of a method (its builder) combines what comes of them."""
-  combine = aggregate_of(options, federation.num_clients, method)
-  return {"aggregate": combine, **steps(options, federation)}
+  return LocalWork(
+    steps=options.work.local_steps,
+    batch_size=options.work.batch_size,
+    augment=augment.flip_and_crop(fill=federation.mean) if options.work.augment else None,
+    clients_per_step=options.hardware.clients_per_step,
+  )
 
 
 def averaging_rounds(options: Options) -> int:
@@ -207,27 +204,46 @@ def decayed(options: Options, rate: float, rounds: int | None = None) -> Callabl
   return optax.cosine_decay_schedule(rate, num_steps, options.hyper.final_rate)
 
 
-def personal_rates(options: Options, rounds: int | None = None) -> client.Rates:
+def personal_rates(options: Options, rounds: int | None = None) -> Rates:
   """Returns the step sizes of x and c over so many rounds, by default all.
 
   The pull toward the centers grows linearly until the models are frozen for the last rounds.
   """
   rounds = options.work.rounds if rounds is None else rounds
   growing = (rounds - settled(options).work.finetune_rounds) * options.work.local_steps
-  return client.Rates(
+  return Rates(
     weights=decayed(options, options.hyper.weights_rate, rounds),
     centers=decayed(options, options.hyper.centers_rate, rounds),
     proximity=optax.linear_schedule(0.0, options.hyper.proximity, growing),
   )
 
 
-def finetune_options(options: Options, federation: Federation) -> dict:
-  """Returns the hyperparameters of fine-tuning."""
-  return {
-    "rate": options.hyper.finetune_rate,
-    "centers_rate": options.hyper.centers_rate * options.hyper.final_rate,
-    **steps(options, federation),
-  }
+def finetune_last(
+  options: Options,
+  federation: Federation,
+  quantizer: Quantizer,
+  trained: FedState,
+  distillation: Distillation | None = None,
+) -> Algorithm:
+  """Builds the fine-tuning of hardened models, taught by the server's model where that is told.
+
+  Args:
+    options: of the run.
+    federation: the clients; its first model is the server's.
+    quantizer: that trained the models.
+    trained: what it left.
+    distillation: how the server's model teaches; None where clients are alone.
+  """
+  return finetune(
+    federation.models,
+    quantizer,
+    trained,
+    server_model=None if distillation is None else federation.models[0],
+    distillation=distillation or Distillation(lambda_p=0.0),
+    rate=options.hyper.finetune_rate,
+    centers_rate=options.hyper.centers_rate * options.hyper.final_rate,
+    work=local_work(options, federation),
+  )
 
 
 def sampled(options: Options, phase: Phase, algorithm: Algorithm) -> Algorithm:

@@ -8,11 +8,12 @@ clients. Within a `build`, options may hold traced values: variants can differ i
 import numpy as np
 
 from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.federation import client
+from qupeD_jax.algorithms.quped import GlobalStep, quped
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.quantization import ops, quantizers
+from qupeD_jax.study.faults import aggregate_of
 from qupeD_jax.study.federation import Federation, of_server
 from qupeD_jax.study.jobs import (
   Job,
@@ -21,16 +22,15 @@ from qupeD_jax.study.jobs import (
   averaging_rounds,
   decayed,
   every_client,
-  federated,
   federated_phase,
-  finetune_options,
+  finetune_last,
   frozen_last,
   full_precision,
   local_phase,
+  local_work,
   one_phase,
   personal_rates,
   precisions,
-  steps,
   widest_codebook,
 )
 from qupeD_jax.study.options import Options, settled
@@ -43,7 +43,12 @@ def local_training(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rates = personal_rates(options)
-    return local(federation.models, quantizers.none(), rates=rates, **steps(options, federation))
+    return local(
+      federation.models,
+      quantizers.full_precision(),
+      rates=rates,
+      work=local_work(options, federation),
+    )
 
   variants = full_precision("local", federation)
   return Job(options, federation, variants, one_phase(options, build, local_phase))
@@ -58,12 +63,15 @@ def local_quantised(
   def build(options, _):
     quantizer = widest_codebook(options, variants)
     return local(
-      federation.models, quantizer, rates=personal_rates(options), **steps(options, federation)
+      federation.models,
+      quantizer,
+      rates=personal_rates(options),
+      work=local_work(options, federation),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
+    return finetune_last(options, federation, quantizer, trained)
 
   phases = frozen_last(options, variants, build, build_last, phase=local_phase)
   return Job(options, federation, variants, phases)
@@ -77,7 +85,12 @@ def federated_averaging(options: Options, federation: Federation) -> Job:
 
   def build(options, _):
     rate = decayed(options, options.hyper.fedavg_rate)
-    return fedavg(federation.models[0], rate=rate, **federated(options, federation, fedavg))
+    return fedavg(
+      federation.models[0],
+      rate=rate,
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, fedavg),
+    )
 
   variants = full_precision("FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
@@ -95,9 +108,13 @@ def averaging_then_local(
   last = settled(options).work.finetune_rounds
 
   def build(options, trained):
-    rates = client.Rates(decayed(options, options.hyper.fedavg_finetune_rate, last))
-    alone = {"rates": rates, "start": trained.server, **steps(options, federation)}
-    algorithm = local(federation.models, quantizers.none(), **alone)
+    algorithm = local(
+      federation.models,
+      quantizers.full_precision(),
+      rates=Rates(decayed(options, options.hyper.fedavg_finetune_rate, last)),
+      start=trained.server,
+      work=local_work(options, federation),
+    )
     if not bits:
       return algorithm
     kmeans = widest_codebook(options, variants, ops.kmeans_centers)
@@ -123,12 +140,12 @@ def averaging_then_quantised(
       rates=personal_rates(options, rest),
       straight_through=options.hyper.straight_through,
       start=trained.server,
-      **steps(options, federation),
+      work=local_work(options, federation),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune(federation.models, quantizer, trained, **finetune_options(options, federation))
+    return finetune_last(options, federation, quantizer, trained)
 
   averaging = averaging_phase(options, federation, first)
   phases = (averaging, *frozen_last(options, variants, build, build_last, rest, local_phase))
@@ -139,11 +156,17 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
   """Returns rounds of FedAvg, each architecture for itself, that leave one model of each."""
 
   def build(options, _):
-    rate, shared = (
-      decayed(options, options.hyper.fedavg_rate),
-      federated(options, federation, fedavg),
+    return separate(
+      tuple(
+        fedavg(
+          model,
+          rate=decayed(options, options.hyper.fedavg_rate),
+          work=local_work(options, federation),
+          aggregate=aggregate_of(options, federation.num_clients, fedavg),
+        )
+        for model in federation.models
+      )
     )
-    return separate(tuple(fedavg(m, rate=rate, **shared) for m in federation.models))
 
   return federated_phase(rounds, build, separate=True, shared=True)
 
@@ -156,16 +179,23 @@ def quped_quantised(
 ) -> Job:
   """QuPeD as in the paper, then fine-tuned; at 32 bits it has nothing to freeze."""
   variants = precisions("QuPeD", options, federation, bits, mixed)
-  server = federation.models[0]
 
   def build(options, _):
-    quantizer = widest_codebook(options, variants)
-    return quped(server, federation.models, quantizer, **quped_options(options, federation))
+    return quped(
+      federation.models[0],
+      federation.models,
+      widest_codebook(options, variants),
+      distillation=distillation_of(options),
+      rates=personal_rates(options),
+      global_step=global_step_of(options),
+      simultaneous=options.variants.simultaneous,
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, quped),
+    )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    taught = {"server_model": server, **teaching(options), **finetune_options(options, federation)}
-    return finetune(federation.models, quantizer, trained, **taught)
+    return finetune_last(options, federation, quantizer, trained, distillation_of(options))
 
   phases = frozen_last(options, variants, build, build_last)
   return Job(options, federation, variants, phases)
@@ -180,25 +210,30 @@ def quped_from_averaging(
   through at Q, cross-entropy in the global model's loss.
   """
   variants = precisions("QuPeD+", options, federation, bits, mixed)
-  server = federation.models[0]
   first = averaging_rounds(options)
   rest = options.work.rounds - first
 
+  def distillation(options):
+    return distillation_of(options)._replace(own_classes=True)
+
   def build(options, trained):
     return quped(
-      server,
+      federation.models[0],
       federation.models,
       widest_codebook(options, variants, ops.kmeans_centers),
-      own_classes=True,
+      distillation=distillation(options),
+      rates=personal_rates(options, rest),
+      global_step=global_step_of(options, rest),
       straight_through=options.hyper.straight_through,
+      simultaneous=options.variants.simultaneous,
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, quped),
       start=(trained.server[0], trained.server),
-      **quped_options(options, federation, rest),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    taught = {"server_model": server, **teaching(options), **finetune_options(options, federation)}
-    return finetune(federation.models, quantizer, trained, own_classes=True, **taught)
+    return finetune_last(options, federation, quantizer, trained, distillation(options))
 
   averaging = averaging_phase(options, federation, first)
   phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
@@ -215,18 +250,31 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
   """
   variants = {"QuPeD within groups": Variant(bits)}
 
+  def build_one(options, model):
+    return quped(
+      model,
+      (model,),
+      widest_codebook(options, variants),
+      distillation=distillation_of(options),
+      rates=personal_rates(options),
+      global_step=global_step_of(options),
+      simultaneous=options.variants.simultaneous,
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, quped),
+    )
+
   def build(options, _):
-    quantizer = widest_codebook(options, variants)
-    common = quped_options(options, federation)
-    return separate(tuple(quped(m, (m,), quantizer, **common) for m in federation.models))
+    return separate(tuple(build_one(options, model) for model in federation.models))
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    common = {**teaching(options), **finetune_options(options, federation)}
+    pairs = zip(federation.models, part(trained), strict=True)
     return separate(
       tuple(
-        finetune((m,), quantizer, own, server_model=m, **common)
-        for m, own in zip(federation.models, part(trained), strict=True)
+        finetune_last(
+          options, federation._replace(models=(model,)), quantizer, own, distillation_of(options)
+        )
+        for model, own in pairs
       )
     )
 
@@ -234,18 +282,14 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
   return Job(options, federation, variants, tuple(p._replace(separate=True) for p in phases))
 
 
-def quped_options(options: Options, federation: Federation, rounds: int | None = None) -> dict:
-  """Returns the hyperparameters of QuPeD over so many rounds, by default all."""
-  return {
-    **teaching(options),
-    "rates": personal_rates(options, rounds),
-    "global_rate": decayed(options, options.hyper.global_rate, rounds),
-    "global_loss_weight": options.hyper.global_loss_weight,
-    "simultaneous": options.variants.simultaneous,
-    **federated(options, federation, quped),
-  }
+def distillation_of(options: Options) -> Distillation:
+  """Returns how personal models and the global one teach each other."""
+  return Distillation(options.hyper.lambda_p, options.hyper.temperature)
 
 
-def teaching(options: Options) -> dict:
-  """Returns the hyperparameters of distillation."""
-  return {"lambda_p": options.hyper.lambda_p, "temperature": options.hyper.temperature}
+def global_step_of(options: Options, rounds: int | None = None) -> GlobalStep:
+  """Returns how clients move their copies of w over so many rounds, by default all."""
+  return GlobalStep(
+    rate=decayed(options, options.hyper.global_rate, rounds),
+    loss_weight=options.hyper.global_loss_weight,
+  )

@@ -2,19 +2,19 @@
 
 from qupeD_jax.algorithms.ditto import ditto
 from qupeD_jax.algorithms.fedprox import fedprox
-from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.per_fedavg import per_fedavg
 from qupeD_jax.algorithms.pfedme import pfedme
 from qupeD_jax.algorithms.qupel import qupel
+from qupeD_jax.study.faults import aggregate_of
 from qupeD_jax.study.federation import Federation, of_server
 from qupeD_jax.study.jobs import (
   Job,
   decayed,
-  federated,
-  finetune_options,
+  finetune_last,
   frozen_last,
   full_precision,
+  local_work,
   one_phase,
   personal_rates,
   precisions,
@@ -23,7 +23,7 @@ from qupeD_jax.study.jobs import (
 from qupeD_jax.study.options import Options
 
 
-def fedprox_averaging(options: Options, federation: Federation) -> Job:
+def fedprox_job(options: Options, federation: Federation) -> Job:
   """FedProx: FedAvg whose clients are held near the server's model."""
 
   def build(options, _):
@@ -32,28 +32,31 @@ def fedprox_averaging(options: Options, federation: Federation) -> Job:
       federation.models[0],
       mu=options.hyper.mu,
       rate=rate,
-      **federated(options, federation, fedprox),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, fedprox),
     )
 
   variants = full_precision("FedProx", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
-def meta_averaging(options: Options, federation: Federation) -> Job:
+def per_fedavg_job(options: Options, federation: Federation) -> Job:
   """Per-FedAvg: one gradient step from the global model."""
 
   def build(options, _):
-    rates = {
-      "inner_rate": options.hyper.inner_rate,
-      "rate": decayed(options, options.hyper.fedavg_rate),
-    }
-    return per_fedavg(federation.models[0], **rates, **federated(options, federation, per_fedavg))
+    return per_fedavg(
+      federation.models[0],
+      inner_rate=options.hyper.inner_rate,
+      rate=decayed(options, options.hyper.fedavg_rate),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, per_fedavg),
+    )
 
   variants = full_precision("Per-FedAvg", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
-def moreau_envelopes(options: Options, federation: Federation) -> Job:
+def pfedme_job(options: Options, federation: Federation) -> Job:
   """pFedMe: personal models near the local copies of a global one, which follow them."""
 
   def build(options, _):
@@ -63,14 +66,15 @@ def moreau_envelopes(options: Options, federation: Federation) -> Job:
       rate=decayed(options, options.hyper.weights_rate),
       global_rate=decayed(options, options.hyper.global_rate),
       inner_steps=options.variants.inner_steps,
-      **federated(options, federation, pfedme),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, pfedme),
     )
 
   variants = full_precision("pFedMe", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
-def near_averaging(options: Options, federation: Federation) -> Job:
+def ditto_job(options: Options, federation: Federation) -> Job:
   """Ditto: personal models near FedAvg's."""
 
   def build(options, _):
@@ -79,14 +83,15 @@ def near_averaging(options: Options, federation: Federation) -> Job:
       penalty=options.hyper.penalty,
       rate=decayed(options, options.hyper.weights_rate),
       global_rate=decayed(options, options.hyper.fedavg_rate),
-      **federated(options, federation, ditto),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, ditto),
     )
 
   variants = full_precision("Ditto", federation)
   return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
-def mutual_learning(options: Options, federation: Federation) -> Job:
+def fml_job(options: Options, federation: Federation) -> Job:
   """FML: personal models and copies of a global one that teach each other."""
 
   def build(options, _):
@@ -98,14 +103,15 @@ def mutual_learning(options: Options, federation: Federation) -> Job:
       temperature=options.hyper.temperature,
       rate=decayed(options, options.hyper.weights_rate),
       global_rate=decayed(options, options.hyper.global_rate),
-      **federated(options, federation, fml),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, fml),
     )
 
   variants = full_precision("FML", federation)
   return Job(options, federation, variants, one_phase(options, build))
 
 
-def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]) -> Job:
+def qupel_job(options: Options, federation: Federation, bits: tuple[int, ...]) -> Job:
   """QuPeL: quantised models held near the global one in weight space, then fine-tuned."""
   variants = precisions("QuPeL", options, federation, bits, mixed=False)
   model = federation.models[0]
@@ -117,12 +123,13 @@ def weight_space(options: Options, federation: Federation, bits: tuple[int, ...]
       penalty=options.hyper.penalty,
       rates=personal_rates(options),
       global_rate=decayed(options, options.hyper.global_rate),
-      **federated(options, federation, qupel),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, qupel),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
-    return finetune((model,), quantizer, trained, **finetune_options(options, federation))
+    return finetune_last(options, of_server(federation), quantizer, trained)
 
   phases = frozen_last(options, variants, build, build_last)
   return Job(options, of_server(federation), variants, phases)

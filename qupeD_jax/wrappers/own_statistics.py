@@ -11,7 +11,7 @@ import functools
 import jax
 
 from qupeD_jax import checks, rng
-from qupeD_jax.federation import client
+from qupeD_jax.federation.batches import draw_rows
 from qupeD_jax.types import Algorithm, Scored
 
 
@@ -40,7 +40,7 @@ def with_own_statistics(
   checks.at_least("batch_size", batch_size, 1)
 
   def renew(model, variables, data, key, index, size):
-    drawn = client.draw_rows(key, index, size, num_batches, batch_size)
+    drawn = draw_rows(key, index, size, num_batches, batch_size)
 
     def step(stats, drawn):
       rows, mask = drawn

@@ -9,31 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax.algorithms.ditto import ditto
-from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.fedprox import fedprox
-from qupeD_jax.algorithms.finetune import finetune
-from qupeD_jax.algorithms.fml import fml
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.per_fedavg import per_fedavg
-from qupeD_jax.algorithms.pfedme import pfedme
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.checks import BadInput
-from qupeD_jax.federation import client, losses
+from qupeD_jax.federation import losses
 from qupeD_jax.federation.aggregators import weighted_mean
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.types import Cohort
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.sampling import with_sampling
 from qupeD_jax.wrappers.separate import separate
 from tests import toy
+from tests.flat import (
+  ditto,
+  fedavg,
+  fedprox,
+  finetune,
+  fml,
+  local,
+  per_fedavg,
+  pfedme,
+  quped,
+  qupel,
+)
 
 MODELS = (toy.mlp(5), toy.mlp(8))
 SERVER = MODELS[1]
 QUANTIZER = quantizers.learned_codebook(max_bits=2)
-RATES = client.Rates(0.1, 0.01, 0.01)
-STEPS = {"local_steps": 3, "batch_size": 4}
+RATES = Rates(0.1, 0.01, 0.01)
+STEPS = {"work": LocalWork(steps=3, batch_size=4)}
 KEY = jax.random.key(7)
 DATA = jax.tree.map(jnp.asarray, toy.dataset(96))
 BITS = {0: 1, 1: 2, 2: 32, 3: 2, 4: 1, 5: 2, 6: 32, 7: 1}
@@ -89,9 +93,11 @@ def make_rival_quantizers():
 
 ALGORITHMS = {
   "local": make_local,
-  "local_full_precision": lambda: make_local(quantizers.none()),
+  "local_full_precision": lambda: make_local(quantizers.full_precision()),
   "local_rival_quantizers": make_rival_quantizers,
-  "posttraining": lambda: with_post_training_quantisation(make_local(quantizers.none()), KMEANS),
+  "posttraining": lambda: with_post_training_quantisation(
+    make_local(quantizers.full_precision()), KMEANS
+  ),
   "fedavg": lambda: fedavg(SERVER, **STEPS),
   "fedprox": lambda: fedprox(SERVER, mu=0.1, **STEPS),
   "ditto": lambda: ditto(SERVER, penalty=0.5, **STEPS),
@@ -102,7 +108,9 @@ ALGORITHMS = {
   "quped": make_quped,
   "quped_beyond_the_paper": lambda: make_quped(**BEYOND_THE_PAPER),
   "quped_binary_relax": lambda: quped(SERVER, MODELS, BINARY_RELAX, rates=RATES, **STEPS),
-  "quped_full_precision": lambda: quped(SERVER, MODELS, quantizers.none(), rates=RATES, **STEPS),
+  "quped_full_precision": lambda: quped(
+    SERVER, MODELS, quantizers.full_precision(), rates=RATES, **STEPS
+  ),
   "finetune": make_finetune,
   "separate": lambda: separate(tuple(fedavg(model, **STEPS) for model in MODELS)),
 }
@@ -312,7 +320,7 @@ LINEAR = toy.linear()
 
 
 def proximal(rate):
-  return {"rates": client.Rates(rate, rate), "global_rate": rate}
+  return {"rates": Rates(rate, rate), "global_rate": rate}
 
 
 def both(rate):
@@ -334,7 +342,7 @@ BY_RATE = {
 }
 SCHEDULED = BY_RATE | {
   local: lambda rate, **options: local(
-    (LINEAR,), QUANTIZER, rates=client.Rates(rate, rate), **STEPS, **options
+    (LINEAR,), QUANTIZER, rates=Rates(rate, rate), **STEPS, **options
   )
 }
 PAIR_OF_CLIENTS = (toy.cohort(range(2), (1, 32)),)
@@ -343,7 +351,7 @@ PAIR_OF_CLIENTS = (toy.cohort(range(2), (1, 32)),)
 @pytest.mark.parametrize("make", SCHEDULED, ids=lambda make: make.__name__)
 def test_schedules_count_the_steps_of_all_rounds(make):
   """Rates that fall to 0 with the first step of the second round leave that round nothing."""
-  fall = lambda step: jnp.where(step < STEPS["local_steps"], 0.3, 0.0)
+  fall = lambda step: jnp.where(step < STEPS["work"].steps, 0.3, 0.0)
   algorithm = SCHEDULED[make](fall)
   states = [algorithm.init(KEY, DATA, PAIR_OF_CLIENTS)]
   one_round = jax.jit(algorithm.round)
@@ -387,7 +395,7 @@ def test_every_batch_is_augmented(make):
   algorithm = AUGMENTED[make](0.1, augment=lambda key, x: shapes.append(x.shape) or x)
   state = algorithm.init(KEY, DATA, PAIR_OF_CLIENTS)
   jax.eval_shape(algorithm.round, KEY, state, DATA, PAIR_OF_CLIENTS)
-  assert set(shapes) == {(STEPS["batch_size"], *toy.IMAGE)}
+  assert set(shapes) == {(STEPS["work"].batch_size, *toy.IMAGE)}
 
 
 @pytest.mark.parametrize("make", BY_RATE, ids=lambda make: make.__name__)
@@ -415,7 +423,7 @@ def test_clients_weigh_by_default_as_in_the_papers():
 
 
 def only(name, value, allowed):
-  return {name: value}, f"--{name.replace('_', '-')} {value}: allowed is {allowed}"
+  return {name: value}, f"{name} {value}: allowed is {allowed}"
 
 
 PAIR = (SERVER, MODELS)

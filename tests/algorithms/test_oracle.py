@@ -5,23 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax.algorithms.ditto import ditto
-from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.fedprox import fedprox
-from qupeD_jax.algorithms.finetune import finetune
-from qupeD_jax.algorithms.fml import fml
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.per_fedavg import per_fedavg
-from qupeD_jax.algorithms.pfedme import pfedme
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.federation import losses
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from tests import oracle, toy
+from tests.flat import (
+  ditto,
+  fedavg,
+  fedprox,
+  finetune,
+  fml,
+  local,
+  per_fedavg,
+  pfedme,
+  quped,
+  qupel,
+)
 
 MODEL = toy.linear()
-STEPS = {"local_steps": oracle.STEPS, "batch_size": oracle.ROWS}
+STEPS = {"work": LocalWork(steps=oracle.STEPS, batch_size=oracle.ROWS)}
 PERSONAL = {"rates": oracle.RATES, **STEPS}  # of the algorithms by proximal steps
 BOTH = {"rate": oracle.ETA, "global_rate": oracle.GLOBAL_RATE, **STEPS}  # of x and w by gradients
 QUANTIZER = quantizers.learned_codebook(max_bits=3)
@@ -114,7 +117,12 @@ def test_quped_beyond_the_paper(bits, options):
 
 @pytest.mark.parametrize(
   ("bits", "quantizer"),
-  [((1, 2), QUANTIZER), ((32, 2), QUANTIZER), ((32, 32), QUANTIZER), ((32, 32), quantizers.none())],
+  [
+    ((1, 2), QUANTIZER),
+    ((32, 2), QUANTIZER),
+    ((32, 32), QUANTIZER),
+    ((32, 32), quantizers.full_precision()),
+  ],
 )
 def test_qupel(bits, quantizer):
   algorithm = qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
@@ -201,7 +209,7 @@ def test_fml(p, q):
 @pytest.mark.parametrize("bits", [(1, 3), (32, 2)])
 def test_post_training_quantisation(bits):
   quantizer = quantizers.learned_codebook(max_bits=3, init=ops.kmeans_centers)
-  alone = local((MODEL,), quantizers.none(), **PERSONAL)
+  alone = local((MODEL,), quantizers.full_precision(), **PERSONAL)
   algorithm = with_post_training_quantisation(alone, quantizer)
   _, shown = oracle.train(algorithm, bits)
   trained, shipped = oracle.post_training(bits)

@@ -9,16 +9,6 @@ import numpy as np
 import pytest
 
 from qupeD_jax import rng
-from qupeD_jax.algorithms.ditto import ditto
-from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.fedprox import fedprox
-from qupeD_jax.algorithms.finetune import finetune
-from qupeD_jax.algorithms.fml import fml
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.per_fedavg import per_fedavg
-from qupeD_jax.algorithms.pfedme import pfedme
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.federation.aggregators import mean
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
@@ -37,6 +27,18 @@ from tests.algorithms.test_contract import (
   cohorts,
   make_local,
   make_quped,
+)
+from tests.flat import (
+  ditto,
+  fedavg,
+  fedprox,
+  finetune,
+  fml,
+  local,
+  per_fedavg,
+  pfedme,
+  quped,
+  qupel,
 )
 
 EXACTLY = {"rtol": 1e-6, "atol": 1e-6}  # up to how XLA orders a few float32 sums
@@ -58,7 +60,7 @@ def variables_of(state):
 
 def trained_alone(models=ONE_ARCHITECTURE, quantizer=None):
   """The clients' models after local training, at full precision unless a quantizer is given."""
-  algorithm = local(models, quantizer or quantizers.none(), rates=RATES, **STEPS)
+  algorithm = local(models, quantizer or quantizers.full_precision(), rates=RATES, **STEPS)
   return variables_of(train(algorithm, cohorts()))
 
 
@@ -85,7 +87,9 @@ def test_quped_without_distillation_is_local_training():
 
 def test_32_bits_of_a_codebook_equal_no_quantiser():
   with_codebook = train(make_quped(), with_bits(32))
-  without = train(quped(SERVER, MODELS, quantizers.none(), rates=RATES, **STEPS), with_bits(32))
+  without = train(
+    quped(SERVER, MODELS, quantizers.full_precision(), rates=RATES, **STEPS), with_bits(32)
+  )
   chex.assert_trees_all_close(with_codebook.server, without.server, **TOLERANCE)
   for a, b in zip(with_codebook.clients, without.clients, strict=True):
     chex.assert_trees_all_close(a.variables, b.variables, **TOLERANCE)
@@ -166,7 +170,7 @@ def default_quped():
 @pytest.mark.parametrize("bits", [None, 32])
 def test_quped_and_qupel_untied_at_full_precision_are_local_training(bits):
   """With a quantizer whose clients all have 32 bits, and without one."""
-  quantizer = quantizers.none() if bits is None else QUANTIZER
+  quantizer = quantizers.full_precision() if bits is None else QUANTIZER
   tied_to_none = (
     quped(SERVER, ONE_ARCHITECTURE, quantizer, lambda_p=0.0, rates=RATES, **STEPS),
     qupel(SERVER, quantizer, penalty=0.0, rates=RATES, **STEPS),
@@ -254,7 +258,7 @@ def test_fml_whose_clients_do_not_listen_is_local_training(global_lambda_p):
 
 
 def test_post_training_quantisation_at_32_bits_changes_nothing():
-  algorithm = with_post_training_quantisation(make_local(quantizers.none()), KMEANS)
+  algorithm = with_post_training_quantisation(make_local(quantizers.full_precision()), KMEANS)
   groups = with_bits(32)
   shown = algorithm.personalize(KEY, train(algorithm, groups), DATA, groups)
   for before, after in zip(shown["unquantised"], shown["personal"], strict=True):

@@ -8,14 +8,11 @@ import pytest
 from flax import linen as nn
 
 from qupeD_jax import models
-from qupeD_jax.algorithms.finetune import finetune
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.pfedme import pfedme
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.qupel import qupel
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import ops, quantizers
 from tests import toy
+from tests.flat import finetune, local, pfedme, quped, qupel
 
 
 class Normalised(nn.Module):
@@ -30,8 +27,8 @@ class Normalised(nn.Module):
 
 MODEL = models.from_linen(Normalised(), toy.IMAGE)
 QUANTIZER = quantizers.learned_codebook(max_bits=1)
-STILL = client.Rates(1e-30, 1e-30, 0.0)  # nothing moves, so that statistics are known
-STEPS = {"local_steps": 4, "batch_size": 12}  # all rows of a client, in some order
+STILL = Rates(1e-30, 1e-30, 0.0)  # nothing moves, so that statistics are known
+STEPS = {"work": LocalWork(steps=4, batch_size=12)}  # all rows of a client, in some order
 KEY = jax.random.key(3)
 DATA = jax.tree.map(jnp.asarray, toy.dataset(36))
 GROUP = (toy.cohort((0, 1, 2), (1, 1, 32)),)
@@ -99,7 +96,7 @@ def test_w_of_pfedme_has_statistics_of_its_own():
 
 
 def test_fine_tuning_shows_x_as_it_was_before_it_was_hardened():
-  algorithm = local((MODEL,), QUANTIZER, rates=client.Rates(0.1, 0.01, 0.01), **STEPS)
+  algorithm = local((MODEL,), QUANTIZER, rates=Rates(0.1, 0.01, 0.01), **STEPS)
   trained = after_a_round(algorithm)
   tuning = finetune((MODEL,), QUANTIZER, trained, rate=0.1, centers_rate=0.1, **STEPS)
   state = after_a_round(tuning)
@@ -119,7 +116,7 @@ def test_fine_tuning_shows_x_as_it_was_before_it_was_hardened():
 
 
 def test_x_is_not_shown_where_it_makes_no_passes_or_nothing_is_quantised():
-  for quantizer in (quantizers.ste(max_bits=1, clip_weights=1.0), quantizers.none()):
+  for quantizer in (quantizers.ste(max_bits=1, clip_weights=1.0), quantizers.full_precision()):
     algorithm = local((MODEL,), quantizer, rates=STILL, **STEPS)
     shown = algorithm.personalize(KEY, algorithm.init(KEY, DATA, GROUP), DATA, GROUP)
     assert set(shown) == {"personal"}

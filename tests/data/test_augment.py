@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import augment
-from qupeD_jax.federation import client
+from qupeD_jax.federation.clients import LocalWork, local_round, over_clients
 from qupeD_jax.types import Dataset
 from tests import toy
+from tests.flat import fedavg
 
 KEY = jax.random.key(5)
 IMAGES = np.random.default_rng(0).integers(1, 256, (300, 6, 7, 3)).astype(np.uint8)
@@ -92,12 +92,12 @@ def seen(groups, fn, batches_per_step=1):
   shape = (TAU, batches_per_step, SIZE, *IMAGES.shape[1:])
 
   def step_fn(carry, step, *batches):
-    return carry.at[step - 30].set(jnp.stack([b.x for b in batches])), jnp.float32(0)
+    return carry.at[step - 7 * TAU].set(jnp.stack([b.x for b in batches])), jnp.float32(0)
 
-  run = client.local_round(step_fn, data, jnp.int32(30), TAU, SIZE, batches_per_step, augment=fn)
+  run = local_round(step_fn, data, jnp.int32(7), LocalWork(TAU, SIZE, fn), batches_per_step)
   client_fn = lambda key, carry, rows: (run(key, carry, rows)[0], (), jnp.float32(0))
   start = jnp.zeros((len(groups.size), *shape), jnp.uint8)
-  (states,), _, _ = client.over_clients((client_fn,), KEY, (groups,), (start,))
+  (states,), _, _ = over_clients((client_fn,), KEY, (groups,), (start,))
   return {int(i): np.asarray(state) for i, state in zip(groups.client, states, strict=True)}
 
 

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from qupeD_jax import models, rng
-from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import evaluate, loop
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Cohort, Dataset, FedState, Info, Model, Scored
 from qupeD_jax.wrappers.sampling import with_sampling
 from tests import toy
+from tests.flat import fedavg, local, quped
 
 SERVER, MODELS = toy.linear(), (toy.linear(),)
 DATA = jax.tree.map(jnp.asarray, toy.dataset(96))
-STEPS = {"local_steps": 2, "batch_size": 4}
+STEPS = {"work": LocalWork(steps=2, batch_size=4)}
 SEEDS = 2
 
 
@@ -148,7 +147,7 @@ def test_simulate_is_a_function_to_vmap_over_rates():
   key = jax.random.key(0)
 
   def final_loss(rate):
-    algorithm = local(MODELS, quantizers.none(), rates=client.Rates(weights=rate), **STEPS)
+    algorithm = local(MODELS, quantizers.full_precision(), rates=Rates(weights=rate), **STEPS)
     state = algorithm.init(key, DATA, groups)
     _, infos = loop.simulate(algorithm, key, state, DATA, groups, 10, 10)
     return jnp.mean(infos[0].loss[-1])

@@ -17,14 +17,16 @@ from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data.cohort import pad_clients
 from qupeD_jax.engine import loop, parallel
-from qupeD_jax.federation import aggregators, client
+from qupeD_jax.federation import aggregators
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.wrappers.sampling import with_sampling
 from tests import toy
 
 DEVICES = 8
 DATA = toy.dataset(144)
-STEPS = {"local_steps": 3, "batch_size": 4}
+STEPS = {"work": LocalWork(steps=3, batch_size=4)}
 MODELS = (toy.mlp(5), toy.mlp(8))
 # Partial sums of the devices are added in another order: float32, sums of size 1, a few rounds.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -52,7 +54,7 @@ def runs(slots=0):
 
 def make_quped():
   quantizer = quantizers.learned_codebook(max_bits=2)
-  rates = client.Rates(0.1, 0.01, 0.01)
+  rates = Rates(0.1, 0.01, 0.01)
   return quped(MODELS[1], MODELS, quantizer, rates=rates, **STEPS)
 
 

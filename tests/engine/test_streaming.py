@@ -15,7 +15,8 @@ from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.engine import loop, portions, store, streaming
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Cohort, Dataset
 from qupeD_jax.wrappers.sampling import with_sampling
@@ -23,13 +24,13 @@ from tests import toy
 
 MODELS = (toy.linear(), toy.mlp(4))
 QUANTIZER = quantizers.learned_codebook(max_bits=2)
-STEPS = {"local_steps": 2, "batch_size": 4}
+STEPS = {"work": LocalWork(steps=2, batch_size=4)}
 DATA = toy.dataset(12 * 12)
 SEEDS, CLIENTS = 2, 12
 
 
 def make_quped(_):
-  rates = client.Rates(0.1, 0.01, 0.01)
+  rates = Rates(0.1, 0.01, 0.01)
   return quped(MODELS[0], MODELS, QUANTIZER, rates=rates, **STEPS)
 
 

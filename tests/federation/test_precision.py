@@ -8,7 +8,8 @@ import pytest
 
 from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.engine import loop
-from qupeD_jax.federation import aggregators, client, stationarity
+from qupeD_jax.federation import aggregators, stationarity
+from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Model
 from tests import toy
@@ -46,9 +47,7 @@ def test_training_and_scoring_multiply_at_full_precision(sharpness, combine):
   cohorts = (toy.cohort((0, 1), (BITS, 1)),)
   one = loop.Runs(jax.random.key(0), cohorts)
   state = jax.eval_shape(loop.initialise(build), one, data)
-  measure = stationarity.of_clients(
-    (model,), quantizer, rates=client.Rates(), local_steps=2, num_rows=4
-  )
+  measure = stationarity.of_clients((model,), quantizer, rates=Rates(), local_steps=2, num_rows=4)
   found = [
     *products(loop.train_chunk(build, 1), one, state, data, 1),
     *products(loop.score_run(build), one, state, data, data, cohorts),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qupeD_jax import rng
-from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.federation import aggregators
 from qupeD_jax.wrappers.separate import separate
 from tests import toy
+from tests.flat import fedavg
 
 KEY = jax.random.key(3)
 

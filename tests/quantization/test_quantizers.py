@@ -4,19 +4,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from qupeD_jax.algorithms.finetune import finetune
-from qupeD_jax.algorithms.local import local
-from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.algorithms.qupel import qupel
 from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import loop
-from qupeD_jax.federation import client
+from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step, init_personal
+from qupeD_jax.federation.gradients import sgd_step
 from qupeD_jax.quantization import codebook, ops, quantizers
 from tests import oracle, toy
 from tests.algorithms.test_oracle import BOTH, MODEL, PERSONAL, STEPS, assert_model, assert_personal
+from tests.flat import finetune, local, quped, qupel
 from tests.quantization.test_ops import PARAMS, normal
 
 STEP = jnp.int32(0)
@@ -46,7 +43,7 @@ RIVALS = {
 }
 every_rival = pytest.mark.parametrize("name", RIVALS)
 ALL = {
-  "none": quantizers.none(),
+  "none": quantizers.full_precision(),
   "learned_codebook": quantizers.learned_codebook(max_bits=3),
   "soft_codebook": quantizers.learned_codebook(max_bits=3, sharpness=5.0, clip_weights=1.0),
 } | {name: quantizer for name, (quantizer, _) in RIVALS.items()}
@@ -107,22 +104,20 @@ def quadratic(variables):
 
 
 def one_step(quantizer, personal):
-  rates = client.Rates(0.1, 0.01, 0.05)
-  return client.proximal_step(
-    personal, quadratic, STEP, quantizer=quantizer, optimizer=optax.identity(), rates=rates
-  )
+  rule = Rule(quantizer, Rates(0.1, 0.01, 0.05))
+  return alternating_step(personal, quadratic, STEP, rule)
 
 
 def start(quantizer, bits):
   variables = {"params": PARAMS, "stats": {}}
-  return client.init_personal(variables, bits, quantizer, optax.identity())
+  return init_personal(variables, bits, Rule(quantizer))
 
 
 @every_quantizer
 def test_full_precision_is_one_step_of_gradient_descent(name):
   quantizer = ALL[name]
   after, value = one_step(quantizer, start(quantizer, jnp.int32(32)))
-  expected, loss = client.sgd_step({"params": PARAMS, "stats": {}}, quadratic, 0.1)
+  expected, loss = sgd_step({"params": PARAMS, "stats": {}}, quadratic, 0.1)
   np.testing.assert_allclose(value, loss, rtol=1e-6)
   compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
   jax.tree.map(compare, after.variables, expected)
@@ -152,8 +147,7 @@ def test_only_the_passes_that_are_needed_are_run(name, expected):
     passes.append(1)
     return quadratic(variables)
 
-  options = {"quantizer": quantizer, "optimizer": optax.identity(), "rates": client.Rates()}
-  step = lambda personal: client.proximal_step(personal, counted, STEP, **options)
+  step = lambda personal: alternating_step(personal, counted, STEP, Rule(quantizer))
   jax.eval_shape(step, start(quantizer, jnp.int32(2)))
   assert len(passes) == expected
 
@@ -212,7 +206,7 @@ def test_update_is_a_gradient_step_followed_by_the_proximal_map(clip):
 
 
 def test_none_does_nothing():
-  quantizer = quantizers.none()
+  quantizer = quantizers.full_precision()
   assert quantizer.init(PARAMS, 32) == {}
   assert quantizer.project(PARAMS, {}, STEP) is PARAMS
   assert quantizer.prox(PARAMS, {}, 0.1) is PARAMS

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qupeD_jax.algorithms.fedavg import fedavg
-from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.checks import BadInput
-from qupeD_jax.federation import aggregators, client, corruption, privacy
+from qupeD_jax.federation import aggregators, corruption, privacy
+from qupeD_jax.federation.batches import Rows
+from qupeD_jax.federation.clients import LocalWork, local_round
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.study import faults, jobs, study
 from qupeD_jax.study.errors import Diverged
@@ -21,9 +21,10 @@ from qupeD_jax.study.options import Options, check, replaced
 from qupeD_jax.wrappers.faults import with_dropout, with_stragglers
 from qupeD_jax.wrappers.sampling import with_sampling
 from tests import toy
+from tests.flat import fedavg, quped
 
 MODEL, QUANTIZER = toy.linear(), quantizers.learned_codebook(max_bits=2)
-STEPS = {"local_steps": 4, "batch_size": 4}
+STEPS = {"work": LocalWork(steps=4, batch_size=4)}
 KEY = jax.random.key(5)
 DATA = jax.tree.map(jnp.asarray, toy.dataset(96))
 ALGORITHMS = {
@@ -122,12 +123,12 @@ def test_the_lost_are_among_those_that_take_part():
 def counting(tau):
   """A local round whose carry adds up 1, 10, 100 ..., and whose loss is the step's number."""
   step_fn = lambda carry, step, batch: (carry + 10.0 ** (step - 40), step.astype(jnp.float32))
-  return client.local_round(step_fn, DATA, jnp.int32(40), tau, 4)
+  return local_round(step_fn, DATA, jnp.int32(10), LocalWork(tau, 4))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_a_slow_client_takes_the_first_steps_and_no_more(steps):
-  rows = client.Rows(jnp.arange(12), jnp.int32(12), jnp.int32(steps))
+  rows = Rows(jnp.arange(12), jnp.int32(12), jnp.int32(steps))
   carry, loss = jax.jit(counting(4))(KEY, jnp.float32(0), rows)
   assert carry == sum(10.0**i for i in range(steps))
   np.testing.assert_allclose(loss, np.mean(40 + np.arange(steps)), rtol=1e-6)

@@ -103,12 +103,12 @@ JOBS = (
   functools.partial(methods.averaging_then_local, bits=(1,)),
   functools.partial(methods.quped_quantised, bits=(2,), mixed=True),
   functools.partial(methods.quped_from_averaging, bits=(2,)),
-  rivals.fedprox_averaging,
-  rivals.meta_averaging,
-  rivals.moreau_envelopes,
-  rivals.near_averaging,
-  rivals.mutual_learning,
-  functools.partial(rivals.weight_space, bits=(2,)),
+  rivals.fedprox_job,
+  rivals.per_fedavg_job,
+  rivals.pfedme_job,
+  rivals.ditto_job,
+  rivals.fml_job,
+  functools.partial(rivals.qupel_job, bits=(2,)),
 )
 
 ALL = replaced(Options(), **flat(quickstart.DEFAULTS))

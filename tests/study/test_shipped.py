@@ -82,6 +82,6 @@ def test_models_at_full_precision_are_written_where_there_is_one_client(tmp_path
 
 
 def test_several_clients_at_full_precision_are_not(tmp_path):
-  job = rivals.fedprox_averaging(OPTIONS, federation())
+  job = rivals.fedprox_job(OPTIONS, federation())
   study.save_models(job, None, tmp_path)
   assert not [*tmp_path.iterdir()]

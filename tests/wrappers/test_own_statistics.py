@@ -12,7 +12,10 @@ from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import evaluate
-from qupeD_jax.federation import aggregators, client
+from qupeD_jax.federation import aggregators
+from qupeD_jax.federation.batches import draw_rows
+from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.wrappers import own_statistics
 from qupeD_jax.wrappers.own_statistics import with_own_statistics
 from tests import toy
 
@@ -27,7 +30,7 @@ class Normalised(nn.Module):
 
 
 MODEL = models.from_linen(Normalised(), toy.IMAGE)
-STEPS = {"local_steps": 3, "batch_size": 4}
+STEPS = {"work": LocalWork(steps=3, batch_size=4)}
 DRAWN = {"num_batches": 5, "batch_size": 4}
 KEY = jax.random.key(3)
 DATA = jax.tree.map(jnp.asarray, toy.dataset(60))
@@ -64,7 +67,7 @@ def by_id(groups, variables):
 def test_statistics_equal_those_of_a_loop_over_drawn_batches(state):
   """In numpy, from the rows that each client's own key draws."""
   drawn = []
-  original = client.draw_rows
+  original = draw_rows
 
   def recorded(key, index, size, *counts):
     rows, mask = original(key, index, size, *counts)
@@ -72,7 +75,7 @@ def test_statistics_equal_those_of_a_loop_over_drawn_batches(state):
     return rows, mask
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(client, "draw_rows", recorded)
+    patch.setattr(own_statistics, "draw_rows", recorded)
     found = shown(state, cohorts())
     jax.effects_barrier()
   of_rows = {int(rows.min() // 12): rows for rows in drawn}  # client i holds rows from 12 i on

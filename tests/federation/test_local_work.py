@@ -8,7 +8,12 @@ import optax
 import pytest
 
 from qupeD_jax.checks import BadInput
-from qupeD_jax.federation import client
+from qupeD_jax.federation import algorithm1
+from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step, init_personal
+from qupeD_jax.federation.batches import Rows, draw_rows
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
+from qupeD_jax.federation.gradients import sgd_step, value_at
+from qupeD_jax.federation.objectives import held_classes, personal_loss
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.types import Dataset
 from tests import toy
@@ -18,7 +23,7 @@ KEY = jax.random.key(3)
 
 def draw(size, num_steps, batch_size, slots=20):
   index = jnp.arange(100, 100 + slots)
-  rows, mask = client.draw_rows(KEY, index, jnp.int32(size), num_steps, batch_size)
+  rows, mask = draw_rows(KEY, index, jnp.int32(size), num_steps, batch_size)
   return np.asarray(rows), np.asarray(mask)
 
 
@@ -56,12 +61,12 @@ def test_a_batch_is_no_wider_than_the_largest_client():
 
 def test_a_wider_batch_costs_no_more_than_all_rows():
   data = jax.tree.map(jnp.asarray, toy.dataset())
-  rows = client.Rows(jnp.arange(12), jnp.int32(12))
+  rows = Rows(jnp.arange(12), jnp.int32(12))
   model = toy.mlp(4)
-  step_fn = lambda v, step, batch: client.sgd_step(v, client.personal_loss(model, batch), 0.1)
+  step_fn = lambda v, step, batch: sgd_step(v, personal_loss(model, batch), 0.1)
 
   def lowered(batch_size):
-    train = client.local_round(step_fn, data, jnp.int32(0), 3, batch_size)
+    train = local_round(step_fn, data, 0, LocalWork(3, batch_size))
     return jax.jit(train).lower(KEY, model.init(KEY), rows)
 
   whole, wider = lowered(12), lowered(4096)
@@ -87,7 +92,7 @@ def batches_of_a_round(batches_per_step, size=10):
     at = step - 30
     return tuple(s.at[at].set(d) for s, d in zip(seen, drawn, strict=True)), step.astype(float)
 
-  run = client.local_round(step_fn, data, jnp.int32(30), 6, 4, batches_per_step)
+  run = local_round(step_fn, data, jnp.int32(5), LocalWork(6, 4), batches_per_step)
   seen, loss = run(KEY, seen, (jnp.arange(5, 20), jnp.int32(size)))
   assert loss == 32.5  # the mean over steps, which count on from the first
   return jax.tree.map(np.asarray, seen)
@@ -113,7 +118,7 @@ def test_held_classes_ignore_padding():
   data = toy.dataset(20)._replace(y=jnp.array([0, 2, 2, 0, 3] + [1] * 15))
   model = toy.linear()
   variables = model.init(KEY)
-  held = lambda *rows: client.held_classes(model, variables, data, rows)
+  held = lambda *rows: held_classes(model, variables, data, Rows(*rows))
   index = jnp.array([0, 1, 2, 3, 4, 4, 4, 10])
   for size, expected in ((4, [1, 0, 1, 0]), (5, [1, 0, 1, 1]), (8, [1, 1, 1, 1]), (0, [0] * 4)):
     np.testing.assert_array_equal(held(index, size), np.array(expected, bool))
@@ -124,7 +129,7 @@ def test_sgd_step_descends_by_the_rate():
   value, _, x = quadratic()
   variables = {"params": {"dense_1": {"kernel": x}}, "stats": {"old": 1}}
   loss_fn = lambda v: (on_kernel(value)(v)[0], {"new": 2})
-  after, loss = client.sgd_step(variables, loss_fn, 0.1)
+  after, loss = sgd_step(variables, loss_fn, 0.1)
   np.testing.assert_allclose(loss, value(x), rtol=1e-6)
   expected = x - 0.1 * jax.grad(value)(x)
   np.testing.assert_allclose(after["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
@@ -143,7 +148,7 @@ def quadratic(seed=0, rows=12, columns=6):
 
 def personal(x, quantizer, bits=1):
   variables = {"params": {"dense_1": {"kernel": x}}, "stats": {}}
-  return client.init_personal(variables, jnp.int32(bits), quantizer, optax.identity())
+  return init_personal(variables, jnp.int32(bits), Rule(quantizer))
 
 
 def on_kernel(value):
@@ -155,13 +160,11 @@ def test_an_infinite_pull_snaps_to_the_centers_in_one_step():
   quantizer = quantizers.learned_codebook(max_bits=1)
   start = personal(x, quantizer)
   frozen = quantizer._replace(update=lambda codebooks, *_: codebooks)
-  state, _ = client.proximal_step(
+  state, _ = alternating_step(
     start,
     on_kernel(value),
     jnp.int32(0),
-    quantizer=frozen,
-    optimizer=optax.identity(),
-    rates=client.Rates(0.1, 0.1, np.inf),
+    Rule(frozen, Rates(0.1, 0.1, np.inf)),
   )
   after = np.asarray(state.variables["params"]["dense_1"]["kernel"])
   assert set(after.tolist()) <= set(np.asarray(start.codebooks["dense_1/kernel"]).tolist())
@@ -174,15 +177,12 @@ def test_a_step_with_another_loss_at_the_quantised_point(share, bits):
   (f, _, x), (g, _, _) = quadratic(), quadratic(seed=1)
   quantizer = quantizers.learned_codebook(max_bits=1)
   start = personal(x, quantizer, bits)
-  after, value = client.proximal_step(
+  after, value = alternating_step(
     start,
     on_kernel(f),
     jnp.int32(0),
-    quantizer=quantizer,
-    optimizer=optax.identity(),
-    rates=client.Rates(0.1, 0.1, 0.0),
-    quantised_loss_fn=on_kernel(g),
-    straight_through=share,
+    Rule(quantizer, Rates(0.1, 0.1, 0.0), straight_through=share),
+    on_kernel(g),
   )
   in_f, in_g, moved = jax.grad(f), jax.grad(g), after.variables["params"]["dense_1"]["kernel"]
   if bits == 32:
@@ -202,14 +202,15 @@ def test_a_step_with_another_loss_at_the_quantised_point(share, bits):
 
 def test_schedules_are_read_at_the_step():
   schedule = optax.linear_schedule(1.0, 0.0, 10)
-  assert client.value_at(schedule, jnp.int32(5)) == 0.5
-  assert client.value_at(0.3, jnp.int32(5)) == 0.3
+  assert value_at(schedule, jnp.int32(5)) == 0.5
+  assert value_at(0.3, jnp.int32(5)) == 0.3
 
 
 def test_bad_rates_are_refused():
+  quantizer = quantizers.full_precision()
   with pytest.raises(BadInput, match=r"local_steps 0: allowed is a whole number of at least 1"):
-    client.check(0, 10)
+    check_work(LocalWork(0, 10))
   with pytest.raises(BadInput, match=r"rates.weights -0.1: allowed is a finite number above 0"):
-    client.check(1, 10, client.Rates(weights=-0.1))
+    algorithm1.check(Rule(quantizer, Rates(weights=-0.1)))
   with pytest.raises(BadInput, match=r"rates.centers nan"):
-    client.check(1, 10, client.Rates(centers=float("nan")))
+    algorithm1.check(Rule(quantizer, Rates(centers=float("nan"))))
