@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from qupeD_jax import checks
-from qupeD_jax.federation import aggregators, corruption, privacy
+from qupeD_jax.federation import aggregators, corruption
 from qupeD_jax.federation.aggregators import Aggregate
 from qupeD_jax.study.options import Federated
 from qupeD_jax.types import Algorithm
@@ -69,6 +69,9 @@ def privacy_of(options: Federated, group_sizes: list[int], rounds: int) -> dict[
   server = options.server
   if not rounds or not adds_noise(options) or server.noise_seed is not None:
     return None
+  # Its accountant takes seconds to import, and few runs add noise.
+  from qupeD_jax.federation import privacy
+
   delta = sum(group_sizes) ** -1.1 if server.delta is None else server.delta
   bounds = [
     privacy.epsilon(

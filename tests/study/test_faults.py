@@ -1,7 +1,9 @@
 """Clients that are lost, slow or corrupt: against rounds without them, and a loop in numpy."""
 
 import functools
+import importlib
 import io
+import sys
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from qupeD_jax import federation
 from qupeD_jax.checks import BadInput
 from qupeD_jax.federation import aggregators, corruption, privacy
 from qupeD_jax.federation.batches import Rows
@@ -339,3 +342,10 @@ def test_methods_whose_every_upload_was_dropped_are_named(counts, named):
     for i, (clients, dropped) in enumerate(counts, start=1)
   ]
   assert study.untaught([job], rows) == ["ours"] * named
+
+
+def test_a_start_without_noise_does_not_wait_for_the_accountant(monkeypatch):
+  monkeypatch.setitem(sys.modules, privacy.__name__, None)
+  monkeypatch.delattr(federation, "privacy")
+  module = importlib.reload(faults)
+  assert module.privacy_of(Options(), [3], rounds=2) is None
