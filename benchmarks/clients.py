@@ -123,7 +123,7 @@ def one_run(case: Case) -> tuple[loop.Runs, Any]:
 
 
 def resident(case: Case, options: Options) -> Form:
-  """Keeps all clients on the device, as `engine.run` does."""
+  """Keeps all clients on the device, as `loop.run` does."""
   runs, data = one_run(case)
   runs, data = jax.device_put((runs, data))
   program, init = resident_programs(case, options, runs, data, options.participation)
@@ -137,7 +137,7 @@ def resident(case: Case, options: Options) -> Form:
 
 
 def resident_programs(case: Case, options: Options, runs, data, fraction: float):
-  """Compiles a chunk as `engine.run` does, from arrays or their shapes; and what it starts from."""
+  """Compiles a chunk as `loop.run` does, from arrays or their shapes; and what it starts from."""
   sampled = lambda setting: with_sampling(build(case, options)(setting), fraction)
   init = jax.jit(jax.vmap(loop.initialise(sampled), (0, None)))
   state = jax.eval_shape(init, runs, data)

@@ -23,7 +23,7 @@ def vmapped(
   spread: bool = False,
   clients_per_step: int | None = None,
 ) -> Form:
-  """Trains all clients side by side, rounds looped on the device, as `engine.run` has it.
+  """Trains all clients side by side, rounds looped on the device, as `loop.run` has it.
 
   Args:
     task: what is computed.

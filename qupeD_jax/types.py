@@ -4,8 +4,8 @@ Dimensions, here and in every docstring: M examples of a data set, K clients of 
 a client (padded), B examples of a batch, H W C an image, m centers of a codebook.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -13,6 +13,20 @@ Array = jax.Array
 PyTree = Any
 
 FULL_PRECISION = 32  # the `bits` of a client without codebooks
+
+
+class InitModel(Protocol):
+  """Draws a network's first variables."""
+
+  def __call__(self, key: Array, /) -> PyTree: ...
+
+
+class ApplyModel(Protocol):
+  """Runs a network: x [B, H, W, C] to logits [B, classes] and statistics."""
+
+  def __call__(
+    self, variables: PyTree, x: Array, train: bool, mask: Array | None = None, /
+  ) -> tuple[Array, PyTree]: ...
 
 
 class Model(NamedTuple):
@@ -24,8 +38,8 @@ class Model(NamedTuple):
   of the examples that count. None counts all.
   """
 
-  init: Callable  # key -> variables
-  apply: Callable  # (variables, x [B, H, W, C], train, mask=None) -> (logits [B, classes], stats)
+  init: InitModel
+  apply: ApplyModel
   # What a file says of a network that `models.make` can make anew; None for one of your own.
   about: Mapping[str, Any] | None = None
 
@@ -68,14 +82,6 @@ class Scored(NamedTuple):
   codebooks: PyTree | None = None  # of quantised models, leaves [K, ...]: what they ship with
 
 
-class Algorithm(NamedTuple):
-  """A federated algorithm as three pure functions."""
-
-  init: Callable  # (key, data, cohorts) -> FedState
-  round: Callable  # (key, state, data, cohorts) -> (FedState, tuple[Info, ...])
-  personalize: Callable  # (key, state, data, cohorts) -> {"personal": tuple[Scored, ...], ...}
-
-
 class Info(NamedTuple):
   """What one cohort reports of one round; only clients that took part are in it."""
 
@@ -83,6 +89,86 @@ class Info(NamedTuple):
   size: Array  # [k] int32
   loss: Array  # [k] float32, mean over the local steps
   dropped: Array  # [k] bool, the server got an upload and did not take it
+
+
+Cohorts = tuple[Cohort, ...]  # one per architecture
+
+
+class InitFederation(Protocol):
+  """Makes the state that a federation starts from."""
+
+  def __call__(self, key: Array, data: Dataset, cohorts: Cohorts, /) -> FedState: ...
+
+
+class Round(Protocol):
+  """Trains all clients for a round and combines what they send."""
+
+  def __call__(
+    self, key: Array, state: FedState, data: Dataset, cohorts: Cohorts, /
+  ) -> tuple[FedState, tuple[Info, ...]]: ...
+
+
+class Personalize(Protocol):
+  """Shows the models that are scored, by name, one Scored per cohort; "personal" is what ships."""
+
+  def __call__(
+    self, key: Array, state: FedState, data: Dataset, cohorts: Cohorts, /
+  ) -> dict[str, tuple[Scored, ...]]: ...
+
+
+class Algorithm(NamedTuple):
+  """A federated algorithm as three pure functions."""
+
+  init: InitFederation
+  round: Round
+  personalize: Personalize
+
+
+class Aggregate(Protocol):
+  """Combines what the clients of a round send; see `federation.aggregators`.
+
+  uploads: one pytree per cohort, leaves [K, ...]. before: the server's variables, leaves [...].
+  Returns the server's new variables, and per cohort [K] bool whose upload counted.
+  """
+
+  def __call__(
+    self, key: Array, uploads: tuple[PyTree, ...], cohorts: Cohorts, before: PyTree, /
+  ) -> tuple[PyTree, tuple[Array, ...]]: ...
+
+
+Codebooks = dict[str, Array]  # path of a quantised tensor -> its centers, [m_max] float32
+
+
+class InitCodebooks(Protocol):
+  """Makes the first codebooks of a model of so many bits, [] int32."""
+
+  def __call__(self, params: PyTree, bits: Array, /) -> Codebooks: ...
+
+
+class Project(Protocol):
+  """Returns Q: the parameters that the network computes with."""
+
+  def __call__(self, params: PyTree, codebooks: Codebooks, step: Array, /) -> PyTree: ...
+
+
+class Prox(Protocol):
+  """Returns the parameters after the proximal map of t R, which follows the optimiser's step."""
+
+  def __call__(self, params: PyTree, codebooks: Codebooks, t: Array | float, /) -> PyTree: ...
+
+
+class UpdateCodebooks(Protocol):
+  """Moves the centers by the slopes of f in them, and by the pull t of the entries they own."""
+
+  def __call__(
+    self,
+    codebooks: Codebooks,
+    params: PyTree,
+    slopes: Codebooks | None,
+    rate: Array | float,
+    t: Array | float,
+    /,
+  ) -> Codebooks: ...
 
 
 class Quantizer(NamedTuple):
@@ -97,10 +183,10 @@ class Quantizer(NamedTuple):
   centers that `update` gets. Steps, [] int32, count a client's local steps, as schedules do.
   """
 
-  init: Callable  # (params, bits) -> codebooks
-  project: Callable  # (params, codebooks, step) -> Q: params that the network computes with
-  prox: Callable  # (params, codebooks, t) -> params, after the optimiser's step
-  update: Callable  # (codebooks, params, slopes, rate, t) -> codebooks, slopes as they are
+  init: InitCodebooks
+  project: Project
+  prox: Prox
+  update: UpdateCodebooks
   at_x: bool = True  # f(x) is minimised
   at_q: bool = True  # f(Q) is minimised
   learned: bool = True  # `update` reads the slopes; without it they are None, and cost nothing

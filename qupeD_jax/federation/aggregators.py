@@ -21,9 +21,7 @@ import jax.numpy as jnp
 
 from qupeD_jax import checks, rng, shares
 from qupeD_jax.federation import exchange, tree
-from qupeD_jax.types import Array, Cohort, PyTree
-
-Aggregate = Callable[..., tuple[PyTree, tuple[Array, ...]]]
+from qupeD_jax.types import Aggregate, Array, Cohort, PyTree
 
 
 def uniform(cohort: Cohort) -> Array:

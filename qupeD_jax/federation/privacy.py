@@ -1,4 +1,4 @@
-"""What the noise of `aggregate.clipped_mean` is worth: client-level differential privacy.
+"""What the noise of `aggregators.clipped_mean` is worth: client-level differential privacy.
 
 McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR
 2018, accounted for by Google's dp-accounting in Renyi divergences.

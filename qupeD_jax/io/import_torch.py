@@ -88,7 +88,7 @@ def read_variables(
   num_classes: int = 10,
   image_shape: models.ImageShape = (32, 32, 3),
 ) -> PyTree:
-  """Reads variables to start from: a file that --out or `export.save` wrote, or a PyTorch one.
+  """Reads variables to start from: a file that --out or `packing.save` wrote, or a PyTorch one.
 
   Args:
     path: a safetensors file; of a quantised model every entry becomes its center.

@@ -55,7 +55,7 @@ def read(path: str | os.PathLike) -> Shipped:
   """Reads a packed model from a safetensors file and checks that it is whole and fits its network.
 
   Args:
-    path: a file that `export.save` wrote.
+    path: a file that `packing.save` wrote.
 
   Raises:
     BadInput: the file is missing, damaged, not a packed model, or its tensors are not those of the

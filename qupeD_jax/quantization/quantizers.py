@@ -8,7 +8,7 @@
     ste               Q                -                          even, one learned scale
 
 All keep codebooks of the form of codebook.py, so that clients of 1 to 8 and of 32 bits train in one
-cohort and that `quantize.harden` ships, and `finetune` fine-tunes, what any of them trained.
+cohort and that `ops.harden` ships, and `finetune` fine-tunes, what any of them trained.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def learned_codebook(
 
   Args:
     max_bits: the largest precision among the clients that is not 32; sets the codebooks' width.
-    init: (tensor, m, slots) -> centers [slots], such as `quantize.init_centers` and its neighbours.
+    init: (tensor, m, slots) -> centers [slots], such as `ops.init_centers` and its neighbours.
     norm: of the regulariser, "l1" or "l2".
     sharpness: P of soft Q in the projection; None for its limit, hard Q.
     clip: bound of every center's gradient; None for no bound.
@@ -101,7 +101,7 @@ def proxquant(
 
   Bai, Wang, Liberty, "ProxQuant: Quantized Neural Networks via Proximal Operators", ICLR 2019:
   x <- prox_{eta lambda R(., c)}(x - eta grad f(x)) with a lambda that grows, to be followed by hard
-  quantisation and fine-tuning. The paper's binary weights are those of `quantize.fixed_centers`.
+  quantisation and fine-tuning. The paper's binary weights are those of `ops.fixed_centers`.
 
   Args:
     max_bits, norm, clip_weights, select: as in `learned_codebook`.
@@ -183,7 +183,7 @@ def ste(
   Args:
     max_bits, select: as in `learned_codebook`.
     init: (tensor, m, slots) -> centers [slots], evenly spaced from -s to s with s above 0:
-      `quantize.scaled_centers` or `quantize.fixed_centers`.
+      `ops.scaled_centers` or `ops.fixed_centers`.
     clip_weights: bound of the weights y after every step, BinaryConnect's being 1; None for none.
 
   Returns:

@@ -43,7 +43,7 @@ def tree_bytes(tree: PyTree) -> int:
 def model_bytes(
   params: PyTree, quantised_paths: Collection[str], bits: int, stats: PyTree = ()
 ) -> int:
-  """Weighs a personal model as `export.pack` ships it.
+  """Weighs a personal model as `packing.pack` ships it.
 
   A quantised tensor of n entries takes ceil(n * bits / 8) bytes of codes and 2^bits centers of 4
   bytes; every other tensor, and at 32 bits all of them, takes 4 bytes an entry.
