@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qupeD_jax.checks import BadInput
+from qupeD_jax.engine import parallel
 from qupeD_jax.federation import losses
 from qupeD_jax.federation.aggregators import weighted_mean
 from qupeD_jax.federation.algorithm1 import Rates
@@ -208,24 +209,25 @@ def pad_clients(cohort, count):
 
 
 @every_algorithm
-def test_sharding_padding_clients_and_row_padding_change_nothing(name):
+def test_devices_padding_clients_and_row_padding_change_nothing(name):
   """All at once, to compile one program and not three."""
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("clients",))
-  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  _, init, one_round = rounds_of(name)
-  ours = cohorts()
-  padded = tuple(pad_clients(cohort, 4) for cohort in cohorts(padding=9))
-  theirs, data = jax.device_put(padded, split), jax.device_put(DATA, whole)
-  state = init(KEY, data, theirs)
-  state = state._replace(
-    server=jax.device_put(state.server, whole), clients=jax.device_put(state.clients, split)
-  )
-  for r in range(3):
-    state, _ = one_round(jax.random.fold_in(KEY, r), state, data, theirs)
+  algorithm, mesh, ours = ALGORITHMS[name](), parallel.make_mesh(2), cohorts()
+  padded = tuple(pad_clients(cohort, 2) for cohort in cohorts(padding=9))
+
+  def three_rounds(key, data, cohorts):
+    def one_round(r, state):
+      return algorithm.round(jax.random.fold_in(key, r), state, data, cohorts)[0]
+
+    return jax.lax.fori_loop(0, 3, one_round, algorithm.init(key, data, cohorts))
+
+  runs = jax.vmap(three_rounds, (0, None, 0))
+  data, spread = parallel.spread(DATA, jax.tree.map(lambda leaf: leaf[None], padded), mesh)
+  key = parallel.place(KEY[None], mesh)
+  state = jax.jit(parallel.over_devices(runs, mesh, parallel.STATE))(key, data, spread)
   for leaf in jax.tree.leaves(state.clients):
-    assert len(leaf.sharding.device_set) == 4
-  state, expected = jax.device_get(state), jax.device_get(train(name, ours)[0])
+    assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {3}
+  state = jax.tree.map(lambda leaf: leaf[0], parallel.fetch(state))
+  expected = jax.device_get(train(name, ours)[0])
   chex.assert_trees_all_close(state.server, expected.server, **TOLERANCE)
   assert_same_clients(ours, expected.clients, padded, state.clients, **TOLERANCE)
 
