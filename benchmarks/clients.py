@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import steps, timing, workload
 from benchmarks.workload import Case, Form
 from qupeD_jax import checks, command_line
-from qupeD_jax.engine import loop, store, streaming
+from qupeD_jax.engine import loop, programs, store, streaming
 from qupeD_jax.io import files
 from qupeD_jax.results import account, tables
 from qupeD_jax.wrappers.sampling import num_participants, with_sampling
@@ -139,21 +139,22 @@ def resident(case: Case, options: Options) -> Form:
 def resident_programs(case: Case, options: Options, runs, data, fraction: float):
   """Compiles a chunk as `loop.run` does, from arrays or their shapes; and what it starts from."""
   sampled = lambda setting: with_sampling(build(case, options)(setting), fraction)
-  init = jax.jit(jax.vmap(loop.initialise(sampled), (0, None)))
+  init = jax.jit(jax.vmap(programs.initialise(sampled), (0, None)))
   state = jax.eval_shape(init, runs, data)
-  chunk = jax.vmap(loop.train_chunk(sampled, options.every), (0, 0, None, None))
-  return loop.compile_ahead(chunk, runs, state, data, jnp.int32(0), donate=1), init
+  chunk = jax.vmap(programs.train_chunk(sampled, options.every), (0, 0, None, None))
+  return programs.compile_ahead(chunk, runs, state, data, jnp.int32(0), donate=1), init
 
 
 def streamed(case: Case, options: Options, place: store.Place) -> Form:
   """Keeps on the device who trains. All clients have a state before the first turn."""
   runs, data = one_run(case)
   given = build(case, options), runs
-  prepared = streaming.prepare(*given, data, options.participation, options.every, place=place)
+  sizes = {"fraction": options.participation, "every": options.every}
+  prepared = streaming.prepare(*given, data, **sizes, place=place)
 
   def advance(state, chunks):
     for _ in range(chunks):
-      state = prepared.advance(state, options.every)[0]
+      state = prepared.train(state, options.every)[0]
     return state
 
   start = lambda: streaming.completed(*given, prepared.state, data, options.participation)
@@ -173,7 +174,8 @@ def memory(case: Case, options: Options, clients: int, fraction: float) -> Memor
   runs, data = one_run(case)
   shapes = jax.eval_shape(lambda: (runs, data))
   program, _ = resident_programs(case, options, *shapes, fraction)
-  prepared = streaming.prepare(build(case, options), runs, data, fraction, options.every)
+  sizes = {"fraction": fraction, "every": options.every}
+  prepared = streaming.prepare(build(case, options), runs, data, **sizes)
   return Memory(clients, *map(held, (program, prepared.program, prepared.drawing)))
 
 

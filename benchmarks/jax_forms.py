@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.workload import Cost, Form, Task, algorithm, round_key
-from qupeD_jax.engine import loop, parallel
+from qupeD_jax.engine import loop, parallel, programs
 from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
 
 MOST_ROUNDS = 64  # that one call of `run` may ask for
@@ -70,7 +70,9 @@ def mapped(task: Task, conv_form: str | None = None) -> Form:
     personal = jax.tree.map(lambda leaf: leaf[:, 0], personal)
     return FedState(server, (personal,), state.round + 1)
 
-  program = loop.compile_ahead(one_round, task.key, task.state, task.data, task.cohort, donate=1)
+  program = programs.compile_ahead(
+    one_round, task.key, task.state, task.data, task.cohort, donate=1
+  )
   return Form(
     start=lambda: _copied(task.state),
     run=_repeat(lambda state: program(task.key, state, task.data, task.cohort)),
@@ -100,7 +102,7 @@ def looped(task: Task, conv_form: str | None = None) -> Form:
   zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, task.state.server))
   shared = task.key, task.state.server, task.state.round, task.data
   first = separate(task.state.clients[0])[0]
-  program = loop.compile_ahead(train, zeros(), *shared, cohorts[0], first, donate=(0, 6))
+  program = programs.compile_ahead(train, zeros(), *shared, cohorts[0], first, donate=(0, 6))
 
   def one_round(state):
     server, personal, round_ = state

@@ -1,12 +1,19 @@
-"""Runs algorithms over more clients than the device holds.
+"""Trains more clients than the device holds: a group of them at a time, the others on the host.
 
-Clients' states and examples stay on the host (`store`); on the device are those of one group of
-clients, such as the participants of a round, and the server. While a group trains, what the next
-one needs is read and sent, and what the one before left is written back. Results are those of
-`engine.run`: who takes part, and every client's keys, follow from the round and the client's id.
+The way of one group, such as the participants of a round:
+
+    host      stores, data                                                          stores
+                   | load: its rows and examples                                       ^ save
+    device      Inputs -> current states -> rounds, with the server -> new states -----+
+                                ^                                          |
+                                +-- the next group's, of clients in both --+
+
+While a group trains, the host saves what the one before left and loads what the next one needs. So
+the stores are a group behind, and a client that trains twice in a row starts from the state on the
+device. Results equal those of `loop.run` to the bit: who takes part in a round, and all that is
+drawn for a client, follow from the round and the client's id.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +23,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from qupeD_jax import checks, rng
-from qupeD_jax.engine import loop, portions, store
-from qupeD_jax.federation import tree
-from qupeD_jax.types import Algorithm, Cohort, Dataset, FedState, PyTree
+from qupeD_jax.engine import groups, loop, programs, store
+from qupeD_jax.engine.groups import Group, Inputs, States
+from qupeD_jax.engine.programs import Build, Runs
+from qupeD_jax.engine.reports import Chunk, Report, by_client
+from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
 from qupeD_jax.wrappers import sampling
 
 
+class Prepared(NamedTuple):
+  """Compiled training, to be driven by hand."""
+
+  state: FedState  # to start from; its clients are stores
+  train: Callable[[FedState, int], tuple[FedState, Chunk]]  # number of rounds: at most `every`
+  program: Any  # compiled, of what one group trains
+  drawing: Any  # compiled, of who takes part; None if all clients do
+
+
+class Outputs(NamedTuple):
+  """What the device gives back of a group that trained; all leaves [R, ...]."""
+
+  state: FedState  # the server and the round; clients are ()
+  clients: States  # rows [R, k, P] after training
+  infos: PyTree  # as of `programs.simulate`
+  holds_nan: tuple  # [R, k] bool
+
+
 def run(
-  build: Callable[[Any], Algorithm],
-  runs: loop.Runs,
+  build: Build,
+  runs: Runs,
   data: Dataset,
   *,
   fraction: float,
@@ -33,165 +60,133 @@ def run(
   alone: bool = False,
   place: store.Place = store.on_host,
   scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
-  callback: Callable[[loop.Report], None] = lambda report: None,
+  callback: Callable[[Report], None] = lambda report: None,
   state: FedState | None = None,
 ) -> loop.Result:
   """Trains R runs side by side, a share of the clients at a time.
 
-  Equals `engine.run` of `with_sampling(algorithm, fraction)` or, if `alone`, of the algorithm
-  itself. States, those that are returned and reported among them, have `store.Store`s for their
-  clients, one per cohort, of R * K clients, run by run; `views` shows them as arrays. A client's
-  first state is made when it is first needed.
+  Equals `loop.run` of `with_sampling(algorithm, fraction)` or, if `alone`, of the algorithm itself.
+  The clients of all states, also of those that are returned and reported, are `store.Store`s, one
+  per cohort; `views` shows them as arrays. A client's first state is made when it is needed first.
 
   Args:
-    build: setting (one of `runs.setting`, traced) -> Algorithm; of the algorithm as it is, since
-      the participants are drawn here.
+    build: setting (one of `runs.setting`, traced) -> Algorithm, without `with_sampling`.
     runs: R runs. A FedState in the setting may be one that this function returned, `completed`; its
       stores may be of fewer runs, which then serve several each, in turn.
     data: training examples.
-    fraction: in (0, 1], the share of each cohort that is on the device at the same time, and that
-      takes part in a round.
+    fraction: in (0, 1], the share of each cohort that takes part in a round, and that is on the
+      device at the same time.
     rounds: how many rounds each run has had in the end.
     every: rounds of a chunk.
     alone: all clients take part in every round, and none learns from another: each group goes
-      through all rounds of a chunk before the next. The server must stay as it is.
+      through all rounds of a chunk before the next one does. The server must stay as it is.
     place: where clients' states lie, `store.on_host` or `store.on_disk(folder)`.
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
     callback: called on the host after each chunk.
-    state: to go on from; its stores are written on.
+    state: to go on from; its stores are written to.
 
   Returns:
     The final state and where the time went.
 
   Raises:
-    NonFinite: as in `engine.run`; of NaNs, those that participants of the chunk were left with.
+    NonFinite: as in `loop.run`; NaNs are looked for in the participants of the chunk.
     BadInput: a number is out of range, or the place has no room.
   """
   checks.fraction("fraction", fraction, closed=True)
-  checks.at_least("rounds", rounds, 1)
-  checks.at_least("every", every, 1)
+  loop.check_lengths(rounds, every)
   start = time.perf_counter()
-  prepared = prepare(build, runs, data, fraction, every, alone, place, state)
-  state, of_all = prepared.state, None
+  sizes = {"fraction": fraction, "every": every}
+  prepared = prepare(build, runs, data, **sizes, alone=alone, place=place, state=state)
+  steps = loop.Steps(prepared.train)
   if scored is not None:
-    host, on_device = portions.split(runs, data)
-    groups = portions.all_groups(host.cohorts, fraction)
-    of_all = _compile_score(build, host, on_device, state, scored, groups)
-  compile_seconds, train_seconds = time.perf_counter() - start, 0.0
-
-  done = int(np.min(state.round))
-  while done < rounds:
-    start = time.perf_counter()
-    length = min(every, rounds - done)
-    state, infos, ends = prepared.advance(state, length)
-    train_seconds += time.perf_counter() - start
-    numbers = done + 1 + np.arange(length)
-    loop.require_finite(infos, *ends, numbers)
-    scores = {} if of_all is None else loop.by_client(of_all(state), runs.cohorts)
-    counts = loop.num_clients(infos), loop.num_dropped(infos)
-    of_rounds = numbers, loop.mean_loss(infos), *counts
-    callback(loop.Report(state, *of_rounds, train_seconds, scores, {}))
-    done += length
-  return loop.Result(state, compile_seconds, train_seconds)
-
-
-class Prepared(NamedTuple):
-  """Training that is compiled, to be driven by hand."""
-
-  state: FedState  # to start from; its clients are stores
-  advance: Callable  # (state, rounds, at most `every`) -> (state, infos, who was left with a NaN)
-  program: Any  # of a round, or of a group's chunk: says what memory it takes
-  drawing: Any  # of the participants of a chunk; None if all clients take part
+    over_groups = _compile_score(build, runs, prepared.state, data, scored, fraction)
+    steps = steps._replace(score=over_groups)
+  compile_seconds = time.perf_counter() - start
+  lengths = {"rounds": rounds, "every": every, "pause": None}
+  driven = loop.drive(steps, prepared.state, runs.cohorts, **lengths, callback=callback)
+  return loop.Result(driven.state, compile_seconds, driven.seconds)
 
 
 def prepare(
-  build: Callable[[Any], Algorithm],
-  runs: loop.Runs,
+  build: Build,
+  runs: Runs,
   data: Dataset,
+  *,
   fraction: float,
   every: int,
   alone: bool = False,
   place: store.Place = store.on_host,
   state: FedState | None = None,
 ) -> Prepared:
-  """Compiles what `run` runs; arguments as there.
-
-  Infos have leaves [R, rounds, k]; who was left with a NaN is told per cohort by [R, n] bool and a
-  Cohort of those n.
-  """
-  host, runs = portions.split(runs, data)
-  groups = portions.all_groups(host.cohorts, fraction)
-  state = _begin(build, host, runs, groups[0], place) if state is None else state
-  given = portions.fetch(host, state.clients, groups[0])
-  train = _compile_train(build, host, runs, state, given, every if alone else 1)
+  """Compiles the training that `run` drives; arguments as there."""
+  runs, data = groups.on_host(runs, data)
+  all_groups = groups.all_groups(runs.cohorts, fraction)
+  if state is None:
+    state = _first_state(build, runs, data, all_groups[0], place)
+  inputs = groups.load(runs, data, state.clients, all_groups[0])
+  program = _compile_train(build, inputs, state, max_rounds=every if alone else 1)
+  train = lambda state, parts, length: _train(program, runs, data, state, parts, alone, length)
   if alone:
-    advance = lambda state, length: _train(train, host, runs, state, groups, alone=length)
-    return Prepared(state, advance, train, None)
-  drawing, draw = _compile_draw(host, runs, fraction, every)
-  advance = lambda state, length: _train(train, host, runs, state, draw(state.round)[:length])
-  return Prepared(state, advance, train, drawing)
+    return Prepared(state, lambda s, length: train(s, all_groups, length), program, None)
+  # Of the cohorts a draw needs no rows, which are large.
+  ids = jax.device_put(tuple(c._replace(index=None, bits=None) for c in runs.cohorts))
+  drawing = _compile_draw(runs.key, ids, fraction, every)
+  draw = lambda state: _draw(drawing, runs.key, ids, state.round)
+  return Prepared(state, lambda s, length: train(s, draw(s)[:length], 1), program, drawing)
 
 
 def score(
-  build: Callable[[Any], Algorithm],
-  runs: loop.Runs,
+  build: Build,
+  runs: Runs,
   state: FedState,
   data: Dataset,
   scored: tuple[Dataset, tuple[Cohort, ...]],
   fraction: float,
 ) -> dict[str, np.ndarray]:
-  """Scores all clients on given rows, a share of them at a time; as `engine.score` otherwise."""
-  host, runs = portions.split(runs, data)
-  groups = portions.all_groups(host.cohorts, fraction)
-  scores = _compile_score(build, host, runs, state, scored, groups)(state)
-  return loop.by_client(scores, host.cohorts)
+  """Scores all clients on given rows, a share of them at a time; otherwise as `loop.score`."""
+  over_groups = _compile_score(build, runs, state, data, scored, fraction)
+  return by_client(over_groups(state), runs.cohorts)
 
 
 def personal_models(
-  build: Callable[[Any], Algorithm],
-  runs: loop.Runs,
+  build: Build,
+  runs: Runs,
   state: FedState,
   data: Dataset,
   fraction: float,
-) -> Iterator[tuple[portions.Group, tuple[tuple[PyTree, dict], ...]]]:
+) -> Iterator[tuple[Group, tuple[tuple[PyTree, dict], ...]]]:
   """Yields the personal models, those that `score` scores, a share of the clients at a time.
 
   Yields:
-    Who, and per cohort their variables and codebooks ({} at full precision), leaves [R, k, ...], on
-    the host.
+    Whose they are, and per cohort variables and codebooks ({} at full precision), leaves
+    [R, k, ...], on the host.
   """
-  host, runs = portions.split(runs, data)
-  groups = portions.all_groups(host.cohorts, fraction)
-  show = loop.show_personal(build)
-  shown = _compile_look(
-    build, host, runs, state, groups[0], lambda one, state, data, _: show(one, state, data).clients
-  )
-  for group in groups:
-    yield group, jax.device_get(shown(state, group))
+  runs, data = groups.on_host(runs, data)
+  all_groups = groups.all_groups(runs.cohorts, fraction)
+  load = lambda group: groups.load(runs, data, state.clients, group)
+  shared = state._replace(clients=())
+  show = _compile_look(build, programs.show_personal(build), load(all_groups[0]), shared)
+  models = _fetched(show(load(group), shared).clients for group in all_groups)
+  yield from zip(all_groups, models, strict=True)
 
 
 def completed(
-  build: Callable[[Any], Algorithm],
-  runs: loop.Runs,
+  build: Build,
+  runs: Runs,
   state: FedState,
   data: Dataset,
   fraction: float,
 ) -> FedState:
-  """Gives every client that has no state yet its first one; the stores are written on."""
-  host, runs = portions.split(runs, data)
-  if not any(of.rows for of in state.clients):
-    return state
-  groups = [
-    portions.missing(state.clients, group) for group in portions.all_groups(host.cohorts, fraction)
-  ]
-  groups = [group for group in groups if any(map(np.any, group.takes_part))]
-  if groups:
-    over_runs = jax.vmap(_initialise(build, host))
-    fresh = lambda runs, given: tuple(map(jax.vmap(store.pack), over_runs(runs, given).clients))
-    given = portions.fetch(host, (), groups[0], None)
-    fresh = loop.compile_ahead(fresh, runs, given)
-    for group in groups:
-      portions.put(state.clients, group, fresh(runs, portions.fetch(host, (), group, None)))
+  """Gives every client that has no state yet its first one; the stores are written to."""
+  runs, data = groups.on_host(runs, data)
+  everyone = groups.all_groups(runs.cohorts, fraction)
+  new = [groups.without_state(group, state.clients) for group in everyone]
+  new = [group for group in new if any(map(np.any, group.takes_part))]
+  if new and any(of_cohort.rows for of_cohort in state.clients):
+    first = lambda *part: groups.first_states(build, *part)
+    first = programs.compile_ahead(first, *groups.load_part(runs, data, new[0]))
+    for group in new:
+      groups.save(state.clients, group, first(*groups.load_part(runs, data, group)))
   return state
 
 
@@ -200,185 +195,181 @@ def views(state: FedState) -> FedState:
   return state._replace(clients=tuple(map(store.views, state.clients)))
 
 
-def _initialise(build, host: portions.Host) -> Callable:
-  """Returns how a group of one run begins: (run, given) -> state."""
-  return lambda one, given: loop.initialise(build)(
-    portions.run_of(build, host, one, given), given.data
-  )
-
-
-def _begin(
-  build, host: portions.Host, runs: loop.Runs, group: portions.Group, place: store.Place
+def _first_state(
+  build: Build, runs: Runs, data: Dataset, group: Group, place: store.Place
 ) -> FedState:
-  """Starts the server, and makes room for the clients."""
-  given = portions.fetch(host, (), group)
-  over_runs = jax.vmap(_initialise(build, host))
-  shapes = jax.eval_shape(over_runs, runs, given).clients
-  without = lambda runs, given: over_runs(runs, given)._replace(clients=())
-  state = loop.compile_ahead(without, runs, given)(runs, given)
+  """Starts the server, and makes stores in which no client has a state yet.
+
+  Args:
+    group: any one; neither the server nor the shapes of states depend on who it is.
+  """
+  part = groups.load_part(runs, data, group)
+  init = groups.over_runs(programs.initialise(build))
+  shapes = jax.eval_shape(init, *part).clients
   of_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
+  without_clients = lambda *part: init(*part)._replace(clients=())
+  state = programs.compile_ahead(without_clients, *part)(*part)
   stores = (
-    store.create(store.layout(clients), cohort.size.shape, place)
-    for clients, cohort in zip(of_run, host.cohorts, strict=True)
+    store.create(states, cohort.size.shape, place)
+    for states, cohort in zip(of_run, runs.cohorts, strict=True)
   )
   return state._replace(clients=tuple(stores))
 
 
-def _current(
-  build, host: portions.Host, runs: loop.Runs, given: portions.Given, before
-) -> tuple[dict, ...]:
-  """Returns a group's rows: those of the group before, else those stored, else initial ones."""
-  select = jax.vmap(tree.select)
-  rows = given.rows
-  if before is not None:
-    fresher = map(jax.vmap(tree.take), before, given.source)
-    rows = tuple(map(select, (s >= 0 for s in given.source), fresher, rows))
-  if not jax.tree.leaves(rows):
-    return rows
-
-  def with_initial(rows):
-    initial = jax.vmap(_initialise(build, host))(runs, given).clients
-    return tuple(map(select, given.is_new, map(jax.vmap(store.pack), initial), rows))
-
-  any_new = functools.reduce(jnp.logical_or, map(jnp.any, given.is_new))
-  return jax.lax.cond(any_new, with_initial, lambda rows: rows, rows)
+# --- training
 
 
-def _compile_train(
-  build, host: portions.Host, runs, state: FedState, given: portions.Given, max_rounds: int
-):
-  """Compiles (runs, server and round, given, rows before, rounds) -> these after, and reports."""
-  layouts = [of.layout for of in state.clients]
-  chunk = loop.train_chunk(build, max_rounds)
+def _compile_train(build: Build, inputs: Inputs, state: FedState, max_rounds: int):
+  """Compiles what a group trains: (inputs, state without clients, last states, rounds) -> Outputs.
 
-  def of_run(one, state, rows, given, num_rounds):
-    one = portions.run_of(build, host, one, given)
-    clients = tuple(map(store.unpack, layouts, rows))
-    state, infos, broken = chunk(one, state._replace(clients=clients), given.data, num_rounds)
-    rows = tuple(map(store.pack, state.clients))
-    return state._replace(clients=()), rows, infos, broken, given.cohorts
+  The last states are those that the group before was left with.
+  """
+  chunk = groups.over_runs(programs.train_chunk(build, max_rounds), (0, 0, 0, None))
 
-  def train(runs, state, given, before, num_rounds):
-    rows = _current(build, host, runs, given, before)
-    return jax.vmap(of_run, (0, 0, 0, 0, None))(runs, state, rows, given, num_rounds)
+  def train(inputs, shared, last, num_rounds):
+    state = shared._replace(clients=groups.current_states(build, inputs, last))
+    state, infos, holds_nan = chunk(inputs.runs, state, inputs.data, num_rounds)
+    clients = groups.pack(state.clients)
+    return Outputs(state._replace(clients=()), clients, infos, holds_nan)
 
-  without = state._replace(clients=())
-  return loop.compile_ahead(train, runs, without, given, given.rows, jnp.int32(0))
-
-
-def _compile_draw(host: portions.Host, runs, fraction: float, every: int):
-  """Returns a program, and rounds done [R] -> the participants of each round of a chunk."""
-  who = jax.device_put(tuple(c._replace(index=None, bits=None) for c in host.cohorts))
-
-  def draw(keys, who, done):
-    def of_run(key, cohorts, round_):
-      return sampling.participants(rng.stream(key, "rounds", round_), cohorts, fraction)
-
-    over_runs = jax.vmap(of_run, (0, 0, None))
-    return jax.lax.map(lambda r: over_runs(keys, who, r), done + jnp.arange(every))
-
-  compiled = loop.compile_ahead(draw, runs.key, who, jnp.int32(0))
-
-  def drawn(rounds):
-    done = jnp.int32(np.min(rounds))
-    cohorts = jax.device_get(compiled(runs.key, who, done))
-    return [
-      portions.Group(*zip(*((s[i], t[i]) for s, t in cohorts), strict=True)) for i in range(every)
-    ]
-
-  return compiled, drawn
+  shared = state._replace(clients=())
+  return programs.compile_ahead(train, inputs, shared, inputs.clients, jnp.int32(0))
 
 
 def _train(
-  train, host: portions.Host, runs, state: FedState, groups: list[portions.Group], *, alone: int = 0
-):
-  """Trains a round of each group, one after the other; or so many of each, all from one server.
+  program,
+  runs: Runs,
+  data: Dataset,
+  state: FedState,
+  parts: Sequence[Group],
+  alone: bool,
+  num_rounds: int,
+) -> tuple[FedState, Chunk]:
+  """Trains one group after the other.
 
-  Returns:
-    The state after, infos [R, rounds, k], and who was left with a NaN: per cohort [R, n] bool, and
-    the clients [R, n].
+  Args:
+    program: of `_compile_train`.
+    runs, data: of all clients, as of `groups.on_host`.
+    state: to start from.
+    parts: the groups.
+    alone: every group starts from the server of `state`; else from that which the last one left.
+    num_rounds: of each group.
   """
-  shared, stores, reports = state._replace(clients=()), state.clients, []
-  given, before = portions.fetch(host, stores, groups[0]), None
-  rows = given.rows  # of the group before; of these, none is looked at
-  for group, following in zip(groups, [*groups[1:], None], strict=True):
-    after, new, *report = train(runs, shared, given, rows, jnp.int32(alone or 1))
-    # From here on the device is at work, and the host has time for what is next and what was.
-    if before is not None:
-      portions.put(stores, before, rows)
+  shared, stores, told = state._replace(clients=()), state.clients, []
+  inputs = groups.load(runs, data, stores, parts[0])
+  states = inputs.clients  # stands for those of a last group; none of it is looked at
+  for last, group, following in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):
+    out = program(inputs, shared, states, jnp.int32(num_rounds))
+    # From here on the device is at work, and the host has time for the groups before and after.
+    if last is not None:
+      groups.save(stores, last, states)
     if following is not None:
-      given = portions.fetch(host, stores, following, group)
-    before, rows, shared = group, new, shared if alone else after
-    reports.append(report)
-  portions.put(stores, before, rows)
-  infos, broken, who = zip(*jax.device_get(reports), strict=True)
-  infos = jax.tree.map(lambda leaf: leaf[:, : alone or 1], infos)
-  ends = _joined(broken, axis=1), _joined(who, axis=1)
-  return after._replace(clients=stores), _joined(infos, axis=2 if alone else 1), ends
+      inputs = groups.load(runs, data, stores, following, last=group)
+    states, shared = out.clients, shared if alone else out.state
+    told.append((out.infos, out.holds_nan))
+  groups.save(stores, parts[-1], states)
+  chunk = _joined_chunk(runs, parts, jax.device_get(told), alone, num_rounds)
+  return out.state._replace(clients=stores), chunk
+
+
+def _joined_chunk(
+  runs: Runs, parts: Sequence[Group], told: list, alone: bool, num_rounds: int
+) -> Chunk:
+  """Joins what groups told of their rounds: the same ones if `alone`, else one after the other."""
+  infos, holds_nan = zip(*told, strict=True)
+  infos = jax.tree.map(lambda leaf: leaf[:, :num_rounds], infos)
+  ids = [
+    tuple(
+      np.take_along_axis(cohort.client, slots, axis=1)
+      for cohort, slots in zip(runs.cohorts, group.slots, strict=True)
+    )
+    for group in parts
+  ]
+  return Chunk(_joined(infos, axis=2 if alone else 1), _joined(ids, 1), _joined(holds_nan, 1))
 
 
 def _joined(trees: Sequence[PyTree], axis: int) -> PyTree:
   return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *trees)
 
 
-def _compile_look(
-  build,
-  host: portions.Host,
-  runs,
-  state: FedState,
-  group: portions.Group,
-  look: Callable,
-  sent: Callable = lambda group: (),
-) -> Callable:
-  """Compiles a look at groups like the given one.
+# --- who takes part
+
+
+def _compile_draw(key: Array, cohorts: tuple[Cohort, ...], fraction: float, every: int):
+  """Compiles the draw of who takes part: (key [R], cohorts, rounds done) -> slots and takes_part.
+
+  Both are per cohort, of the next `every` rounds: leaves [every, R, k].
+  """
+
+  def draw(keys, cohorts, done):
+    def of_run(key, cohorts, round_):
+      return sampling.participants(rng.stream(key, "rounds", round_), cohorts, fraction)
+
+    over_runs = jax.vmap(of_run, (0, 0, None))
+    return jax.lax.map(lambda r: over_runs(keys, cohorts, r), done + jnp.arange(every))
+
+  return programs.compile_ahead(draw, key, cohorts, jnp.int32(0))
+
+
+def _draw(drawing, key: Array, cohorts: tuple[Cohort, ...], done: Array) -> list[Group]:
+  """Returns who takes part in each of the next rounds.
 
   Args:
-    look: (run, state, data, what was sent) of one run and group -> anything.
-    sent: group -> what `look` needs besides, leaves [R, ...].
-
-  Returns:
-    (state, group) -> what `look` returned, leaves [R, ...], on the device.
+    drawing, key, cohorts: the program of `_compile_draw`, and what it was compiled for.
+    done: [R] int32, rounds done.
   """
-  layouts = [of.layout for of in state.clients]
-
-  def of_run(one, state, rows, given, more):
-    state = state._replace(clients=tuple(map(store.unpack, layouts, rows)))
-    return look(portions.run_of(build, host, one, given), state, given.data, more)
-
-  def over_runs(runs, state, given, more):
-    rows = _current(build, host, runs, given, None)
-    return jax.vmap(of_run)(runs, state, rows, given, more)
-
-  def fetch(state, group):
-    given = portions.fetch(host, state.clients, group)
-    return runs, state._replace(clients=()), given, jax.device_put(sent(group))
-
-  compiled = loop.compile_ahead(over_runs, *fetch(state, group))
-  return lambda state, group: compiled(*fetch(state, group))
+  drawn = jax.device_get(drawing(key, cohorts, jnp.int32(np.min(done))))
+  slots, takes_part = zip(*drawn, strict=True)
+  rounds = range(len(slots[0]))
+  return [Group(tuple(s[i] for s in slots), tuple(t[i] for t in takes_part)) for i in rounds]
 
 
-def _compile_score(build, host: portions.Host, runs, state: FedState, scored, groups) -> Callable:
-  """Returns state -> scores: by name, per cohort [R, K] float32."""
-  data, cohorts = jax.tree.map(np.asarray, scored)
-  of_run = loop.score_run(build)
-  look = lambda one, state, own, shown: of_run(
-    one, state, own, shown[0], portions.enumerated(shown[1], cohorts)
-  )
-  sent = lambda group: portions.examples(data, cohorts, group)
-  compiled = _compile_look(build, host, runs, state, groups[0], look, sent)
-  ends = [cohort.size.shape[1] for cohort in cohorts]
+# --- looking at all clients
+
+
+def _compile_look(build: Build, look: Callable, inputs: Inputs, shared: FedState, *more):
+  """Compiles a look at a group: (inputs, state without clients, *more) -> leaves [R, ...].
+
+  Args:
+    build: setting of one run -> Algorithm.
+    look: (run, state, data, *more) of one run -> anything.
+    inputs, shared, more: of the shapes to compile for; leaves of `more` are [R, ...].
+  """
+
+  def of_group(inputs, shared, *more):
+    state = shared._replace(clients=groups.current_states(build, inputs))
+    return groups.over_runs(look)(inputs.runs, state, inputs.data, *more)
+
+  return programs.compile_ahead(of_group, inputs, shared, *more)
+
+
+def _compile_score(build: Build, runs: Runs, state: FedState, data: Dataset, scored, fraction):
+  """Compiles the scores of all clients: returns state -> {name: per cohort [R, K] float32}."""
+  runs, data = groups.on_host(runs, data)
+  all_groups = groups.all_groups(runs.cohorts, fraction)
+  scored_data, scored_cohorts = jax.tree.map(np.asarray, scored)
+
+  def arguments(state, group):
+    rows = jax.device_put(groups.examples(scored_data, scored_cohorts, group))
+    inputs = groups.load(runs, data, state.clients, group)
+    return inputs, state._replace(clients=()), *rows
+
+  look = programs.score_run(build)
+  look = _compile_look(build, look, *arguments(state, all_groups[0]))
 
   def over_groups(state):
-    parts, running = [], None
-    for group in groups:
-      # What the next group needs is sent while the one before is scored.
-      before, running = running, compiled(state, group)
-      if before is not None:
-        parts.append(jax.device_get(before))
-    joined = _joined([*parts, jax.device_get(running)], axis=1)
-    return {
-      name: tuple(scores[:, :end] for scores, end in zip(of_cohorts, ends, strict=True))
-      for name, of_cohorts in joined.items()
-    }
+    parts = list(_fetched(look(*arguments(state, group)) for group in all_groups))
+    ends = [cohort.size.shape[1] for cohort in scored_cohorts]
+    cut = lambda scores: tuple(s[:, :end] for s, end in zip(scores, ends, strict=True))
+    return {name: cut(scores) for name, scores in _joined(parts, axis=1).items()}
 
   return over_groups
+
+
+def _fetched(results: Iterator[PyTree]) -> Iterator[PyTree]:
+  """Reads results back from the device, each of them while the next one is computed."""
+  before = next(results)
+  for result in results:
+    yield jax.device_get(before)
+    before = result
+  yield jax.device_get(before)

@@ -12,7 +12,7 @@ import numpy as np
 
 from qupeD_jax import checks, rng
 from qupeD_jax.data.cohort import pad_clients
-from qupeD_jax.engine import loop, parallel, portions, store, streaming
+from qupeD_jax.engine import loop, parallel, reports, store, streaming
 from qupeD_jax.study import faults
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume
@@ -75,7 +75,7 @@ def train(
     try:
       pause = saves.pace.every or None
       result = _run(job, phase, runs, stack.validation, callback, state, folder, pause)
-    except loop.NonFinite as error:
+    except reports.NonFinite as error:
       method, seed = methods_of_runs(job)[error.run]
       raise Diverged(
         method,
@@ -195,7 +195,7 @@ def _shapes(job: Job, last: int) -> tuple[FedState | None, FedState]:
 def _copied(state: FedState, copies: int) -> FedState:
   """Hands what one variant's runs learned to as many variants."""
   several = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf] * copies), tree)
-  if portions.is_streamed(state):  # its stores serve several runs each
+  if store.is_streamed(state):  # its stores serve several runs each
     return FedState(several(state.server), state.clients, several(state.round))
   return several(state)
 

@@ -10,7 +10,7 @@ import pytest
 
 from qupeD_jax import models, rng
 from qupeD_jax.checks import BadInput
-from qupeD_jax.engine import evaluate, loop
+from qupeD_jax.engine import evaluate, loop, programs, reports
 from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
@@ -149,7 +149,7 @@ def test_simulate_is_a_function_to_vmap_over_rates():
   def final_loss(rate):
     algorithm = local(MODELS, quantizers.full_precision(), rates=Rates(weights=rate), **STEPS)
     state = algorithm.init(key, DATA, groups)
-    _, infos = loop.simulate(algorithm, key, state, DATA, groups, 10, 10)
+    _, infos = programs.simulate(algorithm, key, state, DATA, groups, 10, 10)
     return jnp.mean(infos[0].loss[-1])
 
   losses = jax.jit(jax.vmap(final_loss))(jnp.array([1e-4, 0.1]))
@@ -158,9 +158,9 @@ def test_simulate_is_a_function_to_vmap_over_rates():
 
 def chunk_of(build_fn):
   one = jax.device_put(runs())
-  state = jax.jit(jax.vmap(loop.initialise(build_fn), (0, None)))(one, DATA)
-  fn = jax.vmap(loop.train_chunk(build_fn, 3), (0, 0, None, None))
-  return loop.compile_ahead(fn, one, state, DATA, jnp.int32(0), donate=1), one, state
+  state = jax.jit(jax.vmap(programs.initialise(build_fn), (0, None)))(one, DATA)
+  fn = jax.vmap(programs.train_chunk(build_fn, 3), (0, 0, None, None))
+  return programs.compile_ahead(fn, one, state, DATA, jnp.int32(0), donate=1), one, state
 
 
 def test_a_chunk_calls_no_host_and_keeps_images_as_bytes():
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
   key_word = lambda key: jax.random.key_data(key)[0]
   round_key = rng.stream(jax.random.key(1), "rounds", 1)
   chunks = []
-  with pytest.raises(loop.NonFinite) as caught:
+  with pytest.raises(reports.NonFinite) as caught:
     loop.run(explode, runs(), DATA, rounds=4, every=1, callback=chunks.append)
   assert (caught.value.run, caught.value.round, caught.value.clients) == (1, 2, [1, 3])
   assert [chunk.rounds.tolist() for chunk in chunks] == [[1]]
@@ -215,8 +215,8 @@ def test_a_round_in_which_nobody_trained_has_no_loss():
   """One run, two rounds, two clients."""
   size, loss = np.array([[[3, 0], [0, 0]]]), np.float32([[[2.0, np.nan], [1.0, 1.0]]])
   infos = (Info(np.zeros_like(size), size, loss, size < 0),)
-  np.testing.assert_array_equal(loop.mean_loss(infos), [[2.0, np.nan]])
-  np.testing.assert_array_equal(loop.num_clients(infos), [[1, 0]])
+  np.testing.assert_array_equal(reports.mean_loss(infos), [[2.0, np.nan]])
+  np.testing.assert_array_equal(reports.num_clients(infos), [[1, 0]])
 
 
 # --- scores
@@ -261,7 +261,7 @@ def test_memory_of_a_score_hardly_grows_with_clients():
 def test_scores_come_in_the_order_of_client_ids():
   groups = jax.tree.map(lambda leaf: np.stack([leaf]), (toy.cohort((5, 0), (2, 2)),
                                                         toy.cohort((3, 1), (2, 2))))  # fmt: skip
-  scores = loop.by_client({"a": (np.array([[50.0, 0.0]]), np.array([[30.0, 10.0]]))}, groups)
+  scores = reports.by_client({"a": (np.array([[50.0, 0.0]]), np.array([[30.0, 10.0]]))}, groups)
   np.testing.assert_array_equal(scores["a"], [[0, 10, 30, 50]])
 
 

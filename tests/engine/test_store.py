@@ -23,15 +23,18 @@ def place(request, tmp_path):
 
 
 def test_what_was_put_is_taken_again(place):
-  made = store.create(store.layout(STATES), (2, 5), place)
-  packed = jax.device_get(store.pack(STATES))
-  assert {dtype: rows.shape for dtype, rows in packed.items()} == {
+  made = store.create(STATES, (2, 5), place)
+  packed = store.pack(STATES)
+  assert {dtype: rows.shape for dtype, rows in packed.rows.items()} == {
     "float32": (4, 8), "int32": (4, 1),
   }  # fmt: skip
-  places = store.places(made, np.array([[4, 1], [0, 3]]))
-  store.put(made, places.ravel(), packed)
+  slots = np.array([[4, 1], [0, 3]])
+  states = jax.tree.map(lambda leaf: leaf.reshape(2, 2, -1), packed)
+  store.put(made, slots, slots < 4, states)
+  assert made.started.tolist() == [[0, 1, 0, 0, 0], [1, 0, 0, 1, 0]]
+  store.put(made, slots, slots < 5, states)
   assert made.started.tolist() == [[0, 1, 0, 0, 1], [1, 0, 0, 1, 0]]
-  taken = store.unpack(made.layout, store.take(made, places))
+  taken = store.unpack(store.take(made, slots))
   jax.tree.map(
     lambda leaf, state: np.testing.assert_array_equal(leaf.reshape(state.shape), state),
     taken, STATES,
@@ -39,33 +42,38 @@ def test_what_was_put_is_taken_again(place):
   shown = store.views(made)
   np.testing.assert_array_equal(shown[0]["kernel"][0, 4], STATES[0]["kernel"][0])
   np.testing.assert_array_equal(shown[1], [[0, 1, 0, 0, 0], [2, 0, 0, 3, 0]])
-  assert not store.take(made, np.array([2]))["float32"].any()
+  assert not store.take(made, np.array([[2]])).rows["float32"].any()
 
 
 def test_a_store_of_fewer_runs_serves_several_each():
-  made = store.create(store.layout(STATES), (2, 5))
-  places = store.places(made, np.array([[4], [1], [4], [2]]))
-  assert places.tolist() == [[4], [6], [4], [7]]
+  numbers = np.arange(10, dtype=np.int32).reshape(2, 5)
+  slots = np.broadcast_to(np.arange(5), numbers.shape)
+  wide = store.create(jax.ShapeDtypeStruct((1, 1), "int32"), numbers.shape)
+  store.put(wide, slots, numbers >= 0, store.Packed({"int32": numbers[..., None]}, wide.layout))
+  taken = store.unpack(store.take(wide, np.array([[4], [1], [4], [2]])))
+  assert taken.ravel().tolist() == [4, 6, 4, 7]
 
 
 def test_a_million_clients_take_no_room_until_they_train(tmp_path):
   wide = jax.ShapeDtypeStruct((1, 5000), "float32")
-  made = store.create(store.layout(wide), (1, 1_000_000), store.on_disk(tmp_path))
+  made = store.create(wide, (1, 1_000_000), store.on_disk(tmp_path))
   file = made.rows["float32"].write.args[0]
   blocks = lambda: os.fstat(file.fileno()).st_blocks * 512
   assert os.fstat(file.fileno()).st_size == 20_000_000_000
   assert blocks() < 100_000
-  places = np.array([999_999, 5])
-  assert not store.take(made, places)["float32"].any()
-  store.put(made, places, {"float32": np.ones((2, 5000), np.float32)})
+  slots = np.array([[999_999, 5]])
+  assert not store.take(made, slots).rows["float32"].any()
+  ones = store.Packed({"float32": np.ones((1, 2, 5000), np.float32)}, made.layout)
+  store.put(made, slots, slots > 0, ones)
   assert 40_000 <= blocks() < 200_000
   assert list(tmp_path.iterdir()) == []  # nothing is left behind, however the run ends
 
 
 def test_a_full_disk_and_a_missing_folder_are_one_line(tmp_path, monkeypatch):
   with pytest.raises(BadInput, match=r"nowhere: No such file"):
-    store.create(store.layout(STATES), (1, 4), store.on_disk(tmp_path / "nowhere"))
-  made = store.create(store.layout(STATES), (1, 4), store.on_disk(tmp_path))
+    store.create(STATES, (1, 4), store.on_disk(tmp_path / "nowhere"))
+  made = store.create(STATES, (1, 4), store.on_disk(tmp_path))
+  one_run = jax.tree.map(lambda leaf: leaf[None], store.pack(STATES))
   calls = []
 
   def fill_up(file, data, offset, write=os.pwrite):
@@ -76,7 +84,7 @@ def test_a_full_disk_and_a_missing_folder_are_one_line(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "pwrite", fill_up)
   with pytest.raises(BadInput, match=f"{tmp_path}: No space left on device"):
-    store.put(made, np.arange(4), jax.device_get(store.pack(STATES)))
+    store.put(made, np.arange(4)[None], np.ones((1, 4), bool), one_run)
   assert calls[:3] == [0, 20, 32]
   assert not made.started.any()
 

@@ -45,8 +45,8 @@ def make_runs(name, setting=None, seeds=SEEDS):
   keys = jax.vmap(jax.random.key)(np.arange(seeds))
   one = toy.cohort(range(CLIENTS), [2] * CLIENTS)
   two = toy.cohort((0, 2, 1, 3, 4), (1, 2, 32, 2, 1)), toy.cohort(range(5, 12), [2] * 7, padding=3)
-  groups = two if name == "quped" else (one,)
-  return loop.Runs(keys, jax.tree.map(lambda leaf: np.stack([leaf] * seeds), groups), setting)
+  cohorts = two if name == "quped" else (one,)
+  return loop.Runs(keys, jax.tree.map(lambda leaf: np.stack([leaf] * seeds), cohorts), setting)
 
 
 def drawn(runs, fraction, rounds):
@@ -68,18 +68,18 @@ def test_results_are_those_of_the_resident_run_to_the_bit(name, fraction, tmp_pa
   options = {"rounds": 5, "every": 3}
   if name == "quped":
     options["scored"] = DATA, runs.cohorts
-  reports, chunks, started = [], [], []
+  resident_chunks, chunks, started = [], [], []
 
   def keep(chunk):
     chunks.append(chunk)
     started.append(chunk.state.clients[0].started.copy())
 
   resident = lambda setting: with_sampling(build(setting), fraction)
-  expected = loop.run(resident, runs, DATA, callback=reports.append, **options).state
+  expected = loop.run(resident, runs, DATA, callback=resident_chunks.append, **options).state
   place = store.on_disk(tmp_path) if name == "ditto" else store.on_host
   options |= {"fraction": fraction, "place": place, "callback": keep}
   state = streaming.run(build, runs, DATA, **options).state
-  for ours, theirs in zip(chunks, reports, strict=True):
+  for ours, theirs in zip(chunks, resident_chunks, strict=True):
     np.testing.assert_array_equal(ours.rounds, theirs.rounds)
     np.testing.assert_array_equal(ours.loss, theirs.loss)
     chex.assert_trees_all_equal(ours.scores, theirs.scores)  # of all, who never trained among them
@@ -96,12 +96,13 @@ def test_each_group_alone_goes_through_all_rounds():
     moments = {"optimizer": optax.scale_by_adam()}  # a count beside the weights: int32 and float32
     return finetune(MODELS[:1], QUANTIZER, trained, rate=0.1, **moments, **STEPS)
 
-  groups = jax.tree.map(lambda leaf: leaf[0], make_runs("fedavg").cohorts)
-  trained = jax.device_get(local(MODELS[:1], QUANTIZER).init(jax.random.key(0), DATA, groups))
+  cohorts = jax.tree.map(lambda leaf: leaf[0], make_runs("fedavg").cohorts)
+  trained = jax.device_get(local(MODELS[:1], QUANTIZER).init(jax.random.key(0), DATA, cohorts))
   noise = lambda leaf: leaf + np.linspace(0, 1, leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
   trained = trained._replace(clients=jax.tree.map(noise, trained.clients))
-  kept = store.create(store.layout(trained.clients[0]), (1, CLIENTS))
-  store.put(kept, np.arange(CLIENTS), jax.device_get(store.pack(trained.clients[0])))
+  kept = store.create(trained.clients[0], (1, CLIENTS))
+  packed = jax.tree.map(lambda leaf: leaf[None], store.pack(trained.clients[0]))
+  store.put(kept, np.arange(CLIENTS)[None], np.ones((1, CLIENTS), bool), packed)
 
   twice = lambda tree: jax.tree.map(lambda leaf: np.stack([leaf] * SEEDS), tree)
   options = {"rounds": 3, "every": 2}
@@ -121,16 +122,14 @@ def test_a_group_has_its_own_rows_and_no_others():
   cohort = Cohort(index, np.array([[1, 3, 2]]), np.array([[7, 8, 9]]), np.array([[2, 1, 32]]))
   other = cohort._replace(index=index + 3)
   slots, takes_part = np.array([[2, 0]]), np.array([[True, False]])
-  group = portions.Group((slots, slots), (takes_part, takes_part))
-  part, chosen = portions.examples(data, (cohort, other), group)
-  in_first_run = jax.tree.map(lambda leaf: leaf[0], chosen)
-  numbered = portions.enumerated(in_first_run, (cohort, other))
+  group = groups.Group((slots, slots), (takes_part, takes_part))
+  part, chosen = groups.examples(data, (cohort, other), group)
   assert part.x.shape == (1, 2 * 2 * 3)
-  for mine, whole in zip(numbered, (cohort, other), strict=True):
-    np.testing.assert_array_equal(part.x[0][mine.index], whole.index[0, [2, 0]])
-    np.testing.assert_array_equal(part.y[0][mine.index], whole.index[0, [2, 0]] % 7)
-    assert mine.size.tolist() == [2, 0]
-    assert (mine.client.tolist(), mine.bits.tolist()) == ([9, 7], [32, 2])
+  for mine, whole in zip(chosen, (cohort, other), strict=True):
+    np.testing.assert_array_equal(part.x[0][mine.index[0]], whole.index[0, [2, 0]])
+    np.testing.assert_array_equal(part.y[0][mine.index[0]], whole.index[0, [2, 0]] % 7)
+    assert mine.size.tolist() == [[2, 0]]
+    assert (mine.client.tolist(), mine.bits.tolist()) == ([[9, 7]], [[32, 2]])
 
 
 def test_a_loss_that_is_not_finite_is_reported_as_by_the_resident_run():
@@ -139,9 +138,9 @@ def test_a_loss_that_is_not_finite_is_reported_as_by_the_resident_run():
 
   errors, runs = [], make_runs("fedavg")
   options = {"rounds": 6, "every": 3}
-  with pytest.raises(loop.NonFinite) as caught:
+  with pytest.raises(reports.NonFinite) as caught:
     loop.run(lambda s: with_sampling(diverge(s), 0.3), runs, DATA, **options)
   errors.append(str(caught.value))
-  with pytest.raises(loop.NonFinite) as caught:
+  with pytest.raises(reports.NonFinite) as caught:
     streaming.run(diverge, runs, DATA, fraction=0.3, **options)
   assert str(caught.value) == errors[0]

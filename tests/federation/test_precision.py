@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.engine import loop
+from qupeD_jax.engine import loop, programs
 from qupeD_jax.federation import aggregators, stationarity
 from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.quantization import quantizers
@@ -49,8 +49,8 @@ def test_training_and_scoring_multiply_at_full_precision(sharpness, combine):
   state = jax.eval_shape(loop.initialise(build), one, data)
   measure = stationarity.of_clients((model,), quantizer, rates=Rates(), local_steps=2, num_rows=4)
   found = [
-    *products(loop.train_chunk(build, 1), one, state, data, 1),
-    *products(loop.score_run(build), one, state, data, data, cohorts),
+    *products(programs.train_chunk(build, 1), one, state, data, 1),
+    *products(programs.score_run(build), one, state, data, data, cohorts),
     *products(measure, state, data, cohorts),
   ]
   assert found  # the server's mean and the sums per center, at the least

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qupeD_jax.checks import BadInput
-from qupeD_jax.engine import loop
+from qupeD_jax.engine import programs
 from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step, init_personal
 from qupeD_jax.federation.gradients import sgd_step
 from qupeD_jax.quantization import codebook, ops, quantizers
@@ -180,7 +180,7 @@ def test_a_client_that_a_codebook_has_no_room_for_is_refused():
   with pytest.raises(BadInput, match=message):
     algorithm.init(jax.random.key(0), oracle.DATA, groups)
   traced = jax.jit(algorithm.init)(jax.random.key(0), oracle.DATA, groups)
-  for broken in loop.holds_nan(traced, groups):
+  for broken in programs.holds_nan(traced, groups):
     np.testing.assert_array_equal(broken, [False, True])
 
 
