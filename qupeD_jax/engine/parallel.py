@@ -34,8 +34,8 @@ _CUT = {
 }
 STATE, REPORT = _CUT[FedState], _WHOLE  # what `over_devices` hands out
 
-# A processor's devices meet in sums as soon as each is ready. XLA ends a process in which one has
-# to wait for 40 seconds: no longer than a round of large networks, or a laptop's sleep, may take.
+# The CPU's devices wait for each other in every sum over clients. XLA ends a process in which one
+# waits for more than 40 seconds, which a round of large networks, or a laptop's sleep, may take.
 _PATIENCE = {
   "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 3_600,
   "--xla_cpu_collective_call_terminate_timeout_seconds": 86_400,
@@ -49,10 +49,10 @@ def cores() -> int:
 
 
 def split_processor(count: int) -> None:
-  """Lets the processor pass for so many devices; too late once jax has been asked for its devices.
+  """Splits the CPU into a number of jax devices; call it before jax is asked for its devices.
 
-  XLA gives a single device's program several cores only within large operations. Clients that are
-  spread over one device a core keep all of them at work. A number that XLA_FLAGS has stays.
+  XLA runs one device's program on several cores only within large operations; clients spread over
+  one device per core keep all cores at work. If XLA_FLAGS sets a number of devices, that one stays.
   """
   flags = os.environ.get("XLA_FLAGS", "")
   if "xla_force_host_platform_device_count" not in flags:
@@ -63,7 +63,7 @@ def split_processor(count: int) -> None:
 
 
 def fewest(num_clients: int, most: int) -> int:
-  """Returns how many of at most `most` devices are needed, for none to have more clients than then.
+  """Returns the fewest devices on which no device has more clients than it would have on `most`.
 
   >>> fewest(20, most=16), fewest(1, most=16)
   (10, 1)
@@ -72,7 +72,7 @@ def fewest(num_clients: int, most: int) -> int:
 
 
 def make_mesh(devices_per_process: int | None) -> Mesh | None:
-  """Makes a mesh of so many devices of every process; None where that is one device in all.
+  """Makes a mesh of a number of devices of each process; None if that is one device in all.
 
   Args:
     devices_per_process: None for one.
@@ -97,7 +97,7 @@ def make_mesh(devices_per_process: int | None) -> Mesh | None:
 
 
 def slots(num_clients: int, mesh: Mesh | None) -> int:
-  """Returns how many slots a cohort needs for every device to get equally many.
+  """Rounds a number of clients up to a multiple of the devices: each gets as many slots.
 
   >>> slots(10, None)
   10
@@ -124,7 +124,7 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def spread(
   data: Dataset, cohorts: tuple[Cohort, ...], mesh: Mesh | None
 ) -> tuple[Dataset, tuple[Cohort, ...]]:
-  """Gives every device the rows of its own clients, and lets `index` count among them.
+  """Gives each device the rows of its own clients; `index` then counts the device's own rows.
 
   Args:
     data: of all clients, on the host.
@@ -205,7 +205,7 @@ def from_first_process(array: np.ndarray) -> np.ndarray:
 
 
 def anywhere(holds: tuple[bool, ...]) -> tuple[bool, ...]:
-  """Tells of each of several facts whether it holds in any process: the same answer in all."""
+  """Tells for each of several flags whether it is set in any process: all get the same answer."""
   if jax.process_count() == 1:
     return holds
   return tuple(multihost_utils.process_allgather(np.array(holds)).any(axis=0).tolist())
@@ -225,7 +225,11 @@ def _map_cut(fn: Callable, tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _put(leaf, sharding: NamedSharding):
-  """Puts one array on the devices; what no single process holds is there, and moves at most."""
+  """Puts one array on the devices in the given sharding.
+
+  An array that is spread over several processes already is only resharded: no process could read it
+  whole. One that is on this process' devices alone is read, and each process sends its own part.
+  """
   if isinstance(leaf, jax.Array) and (
     sharding.is_fully_addressable or not leaf.is_fully_addressable
   ):
