@@ -14,7 +14,7 @@ from qupeD_jax import checks, rng
 from qupeD_jax.data import cohort
 from qupeD_jax.data import federation as federations
 from qupeD_jax.data.federation import Federation
-from qupeD_jax.engine import loop
+from qupeD_jax.engine import loop, reports
 from qupeD_jax.io.personal import PersonalModel
 from qupeD_jax.types import FULL_PRECISION, Algorithm, FedState, Scored
 
@@ -112,6 +112,7 @@ def run(
   key = rng.stream(runs.key[0], "evaluate")  # that of the scores
   data = jax.device_put(federation.train)
   shown = algorithm.personalize(key, state, data, cohorts)
+  bits = tuple(cohort.bits[None] for cohort in cohorts)
   return Result(
     accuracy={name: values[0] for name, values in scores.items()},
     loss=np.concatenate(losses),
@@ -119,5 +120,5 @@ def run(
     state=state,
     shipped=shown["personal"],
     groups=tuple(c.client for c in cohorts),
-    bits=loop.by_client({"bits": tuple(c.bits[None] for c in cohorts)}, alone(cohorts))["bits"][0],
+    bits=reports.by_client({"bits": bits}, alone(cohorts))["bits"][0],
   )

@@ -14,7 +14,7 @@ from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.engine import loop, portions, store, streaming
+from qupeD_jax.engine import groups, loop, reports, store, streaming
 from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers

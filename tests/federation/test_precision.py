@@ -46,7 +46,7 @@ def test_training_and_scoring_multiply_at_full_precision(sharpness, combine):
   build = lambda _: quped(model, (model,), quantizer, **steps)
   cohorts = (toy.cohort((0, 1), (BITS, 1)),)
   one = loop.Runs(jax.random.key(0), cohorts)
-  state = jax.eval_shape(loop.initialise(build), one, data)
+  state = jax.eval_shape(programs.initialise(build), one, data)
   measure = stationarity.of_clients((model,), quantizer, rates=Rates(), local_steps=2, num_rows=4)
   found = [
     *products(programs.train_chunk(build, 1), one, state, data, 1),
