@@ -12,7 +12,7 @@ from experiments.recipes.comparison import Entry
 from qupeD_jax.checks import BadInput
 from qupeD_jax.engine import loop
 from qupeD_jax.io import files
-from qupeD_jax.results import metrics, tables
+from qupeD_jax.results import metrics, tables, tensorboard
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study import folders, study, training
 from qupeD_jax.study.durability import resume, stopping
@@ -57,6 +57,8 @@ def run(name: str, options: Tuning) -> study.Outcome:
   """
   options = settled(options)
   check(options)
+  if options.run.tensorboard:
+    tensorboard.require_installed()
   console, entries = Console(), comparison.chosen(options.only)
   federation = fed.load(options)
   jobs = {entry.name: _job(entry, options, federation) for entry in entries}
@@ -65,21 +67,27 @@ def run(name: str, options: Tuning) -> study.Outcome:
   config = study.config_of(name, options)
   with folders.held(folder), stopping.listening() as asked:
     if folders.begin(folder, config, keys, read_scores, fresh=options.run.fresh, say=say):
-      _search(jobs, options, folder, console, folders.saves(options, asked, say))
+      with tensorboard.opened(folder, options.run.tensorboard) as board:
+        _search(jobs, options, folder, console, folders.saves(options, asked, say), board)
       folders.end(folder)
       say(f"results in {folder}")
   return study.Outcome(folder, read_scores(folder))
 
 
 def _search(
-  jobs: dict[str, Job], options: Tuning, folder: Path, console: Console, saves: resume.Saves
+  jobs: dict[str, Job],
+  options: Tuning,
+  folder: Path,
+  console: Console,
+  saves: resume.Saves,
+  board: tensorboard.Board,
 ) -> None:
   best, tried, chosen, scores, before = {}, {}, set(), read_scores(folder), 0
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
       bar.start(job_name(job), before)
       before += sum(phase.rounds for phase in job.phases)
-      scores = _try(job, folder, bar, saves, scores)
+      scores = _try(job, folder, bar, saves, scores, board)
       winner = _best(job, scores)
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
@@ -105,7 +113,9 @@ def _shared(options: Tuning) -> dict[str, float]:
   return {name: getattr(options.hyper, name) for name in names}
 
 
-def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) -> Scores:
+def _try(
+  job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores, board: tensorboard.Board
+) -> Scores:
   """Trains the configurations of a method that have no scores yet, and writes down theirs.
 
   One that diverges is left out, and the others are trained anew without it.
@@ -118,6 +128,7 @@ def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) 
   def record(done: int, chunk: loop.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
+    board.rows(rows)
     bar.advance(len(chunk.rounds), rows, done + int(chunk.rounds[-1]))
 
   try:
@@ -128,7 +139,7 @@ def _try(job: Job, folder: Path, bar: Bar, saves: resume.Saves, scores: Scores) 
       raise
     scores = scores | {error.method: None}
     _write(folder, scores)
-    return _try(job, folder, bar, saves, scores)
+    return _try(job, folder, bar, saves, scores, board)
   scores = scores | _last(job, metrics.read_metrics(folder))
   _write(folder, scores)
   return scores

@@ -11,7 +11,7 @@ from typing import Any
 
 from qupeD_jax.checks import BadInput
 from qupeD_jax.io import checkpoint, files
-from qupeD_jax.results import metrics
+from qupeD_jax.results import metrics, tensorboard
 from qupeD_jax.study import parts, portrait, training
 from qupeD_jax.study.durability import resume
 from qupeD_jax.study.errors import Incomplete
@@ -26,7 +26,7 @@ PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
 _LOCK = ".lock"
 _MODELS = "models"
 _OWN = (_LOCK, metrics.CONFIG, metrics.METRICS, *OTHERS, *PICTURES)
-_OWN += (_MODELS, portrait.FOLDER, CHECKPOINTS)
+_OWN += (_MODELS, portrait.FOLDER, CHECKPOINTS, tensorboard.FOLDER)
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ def of_job(
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
   of_jobs = (f"{_MODELS}/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
-  for pattern in (*OTHERS, *PICTURES, *of_jobs):
+  for pattern in (*OTHERS, *PICTURES, *of_jobs, *tensorboard.EVENTS):
     for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()
 

@@ -35,6 +35,8 @@ class Run:
   minute, at an evaluation; 0 saves only when the run is told to stop."""
   fresh: bool = False
   """Begin anew, whatever the results folder holds."""
+  tensorboard: bool = False
+  """Write events for TensorBoard as well, below the results folder."""
   eval_every: int | None = None
   """Rounds between evaluations on the validation rows; by default a tenth of all."""
   seed: int = 0

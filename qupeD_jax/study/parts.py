@@ -12,7 +12,8 @@ from qupeD_jax.study.jobs import Job
 
 # Options in which one run may differ from its continuation, and pieces of one table.
 PASSING = (
-  "out", "parts", "minutes", "checkpoint_every", "fresh", "coordinator", "process", "join_timeout"
+  "out", "parts", "minutes", "checkpoint_every", "fresh", "tensorboard", "coordinator", "process",
+  "join_timeout",
 )  # fmt: skip
 OWN = (*PASSING, "only", "bits")
 

@@ -15,8 +15,8 @@ from qupeD_jax.data import catalog, splits
 from qupeD_jax.engine import loop
 from qupeD_jax.io import files, packing
 from qupeD_jax.quantization import ops
-from qupeD_jax.results import account, metrics, plots, tables
-from qupeD_jax.study import faults, folders, parts, portrait, training
+from qupeD_jax.results import account, metrics, plots, tables, tensorboard
+from qupeD_jax.study import faults, folders, parts, portrait, training, watched
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume, stopping
 from qupeD_jax.study.durability.progress import Bar
@@ -82,10 +82,12 @@ def run(
       say(f"{name}: {describe(options, federation)}")
       plots.clients(held_classes(federation), folder / "clients.png")
       saves = folders.saves(options, asked, say)
-      summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going)
+      with tensorboard.opened(folder, options.run.tensorboard) as board:
+        summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going, board)
+        draw(folder)
+        board.pictures()
       if pairs := comparisons([*summary]):
         metrics.write_comparisons(folder, pairs)
-      draw(folder)
       folders.require_whole(folder, config, {m: r for m, r in rounds.items() if m in summary})
       folders.end(folder)
       tables.print_table(summary, console)
@@ -119,6 +121,8 @@ def prepare(
 ) -> tuple[Federation, list[Job]]:
   """Checks the options, loads the data and makes the jobs; raises BadInput as `run` does."""
   check(options)
+  if options.run.tensorboard:
+    tensorboard.require_installed()
   federation = fed.load(options, split, make_model)
   jobs = [make(options, federation) for make in make_jobs]
   for job in jobs:
@@ -138,6 +142,7 @@ def run_jobs(
   saves: resume.Saves,
   pictured: str | None,
   keep_going: bool,
+  board: tensorboard.Board,
 ) -> dict[str, dict]:
   """Trains the jobs that are not finished in the folder, one after the other.
 
@@ -147,6 +152,7 @@ def run_jobs(
     console: to print on.
     found: what is taken over from other runs.
     saves: when jobs are saved.
+    board: where events go.
 
   Returns:
     The summary, by method.
@@ -165,8 +171,8 @@ def run_jobs(
       own = folders.of_job(saves, job, folder, sitter)
       return (
         recall(job, finished)
-        or take_over(job, found, folder, own)
-        or run_job(job, folder, bar, own, sitter)
+        or take_over(job, found, folder, own, board)
+        or run_job(job, folder, bar, own, sitter, board)
       )
 
     for job in jobs:
@@ -239,7 +245,11 @@ def recall(job: Job, finished: parts.Part) -> tuple[dict[str, dict], dict[str, d
 
 
 def take_over(
-  job: Job, found: Sequence[parts.Part], folder: Path, saves: resume.Saves
+  job: Job,
+  found: Sequence[parts.Part],
+  folder: Path,
+  saves: resume.Saves,
+  board: tensorboard.Board,
 ) -> tuple[dict[str, dict], dict[str, dict]] | None:
   """Copies a job's results from another run into the folder; returns them as `run_job` does."""
   part = parts.of_job(job, found)
@@ -247,11 +257,17 @@ def take_over(
     return None
   saves.cut_back(0)
   metrics.append_metrics(folder, part.rows)
+  board.rows(part.rows)
   return part.summary, part.accuracies
 
 
 def run_job(
-  job: Job, folder: Path, bar: Bar, saves: resume.Saves, sitter: portrait.Portrait | None
+  job: Job,
+  folder: Path,
+  bar: Bar,
+  saves: resume.Saves,
+  sitter: portrait.Portrait | None,
+  board: tensorboard.Board,
 ) -> tuple[dict[str, dict], dict[str, dict]]:
   """Trains the methods of one job, all seeds and all methods side by side.
 
@@ -261,6 +277,7 @@ def run_job(
     bar: shows how far it is.
     saves: where to go on, and when to save.
     sitter: whose weights and centers are drawn; None for nobody's.
+    board: where events go.
 
   Returns:
     Two dicts by method: the entries of summary.json and those of accuracies.json.
@@ -270,6 +287,9 @@ def run_job(
   def record(done: int, chunk: loop.Report) -> None:
     rows = training.rows_of(job, chunk, done)
     metrics.append_metrics(folder, rows)
+    board.rows(rows)
+    if chunk.scores:
+      board.weights(done + int(chunk.rounds[-1]), lambda: watched.weights(job, chunk.state))
     if sitter and chunk.scores:
       sitter.take(chunk.state, done + int(chunk.rounds[-1]))
     bar.advance(len(chunk.rounds), rows, done + int(chunk.rounds[-1]))
