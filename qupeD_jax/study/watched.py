@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from qupeD_jax.engine import parallel, portions
+from qupeD_jax.engine import parallel, store
 from qupeD_jax.results.tensorboard import Weights
 from qupeD_jax.study.jobs import Job
 from qupeD_jax.types import FedState
@@ -17,7 +17,7 @@ def weights(job: Job, state: FedState) -> Iterator[Weights]:
     job: that trains.
     state: of all its runs, leaves [R, ...]; nothing is shown of states that are not on the device.
   """
-  if portions.is_streamed(state):
+  if store.is_streamed(state):
     return
   of_client = bool(jax.tree.leaves(state.clients[0]))
   held = state.clients[0] if of_client else state.server
