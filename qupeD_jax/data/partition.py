@@ -44,7 +44,7 @@ def by_class(
   >>> (np.bincount(owner * 3 + labels).reshape(3, 3) > 0).sum(axis=1)
   array([2, 2, 2])
   """
-  at_least("num_clients", num_clients, 1)
+  _require_rows_for_clients(num_clients, len(labels))  # before there is an array of clients
   at_least("classes_per_client", classes_per_client, 1)
   classes, label_ids = np.unique(labels, return_inverse=True)
   allowed = f"at most {len(classes)}, the number of classes"

@@ -241,12 +241,16 @@ REFUSED = {
     "num_clients 2.5: allowed is a whole number of at least 1",
   ),
   "holders": (
-    lambda y: partition.by_class(y, 40, 3, 0),
-    "num_clients 40: too many, 40 clients need 1 each of the 10 rows of its class 1",
+    lambda y: partition.by_class(y, 14, 3, 0),
+    "num_clients 14: too many, 14 clients need 1 each of the 10 rows of its class 1",
   ),
   "lone holders": (
-    lambda y: partition.by_class(y, 18, 1, 0),
+    lambda y: partition.by_class(np.append(y, 10 * [y[-1]]), 18, 1, 0),
     "num_clients 18: too many, 6 clients need 2 each of the 10 rows of its class 1",
+  ),
+  "more clients than any machine has room for": (
+    lambda y: partition.by_class(y, 10**18, 2, 0),
+    f"num_clients {10**18}: allowed is at most 15, so that each has 2 of 30 training rows",
   ),
   "iid": (
     lambda y: partition.iid(y, 16, 0),
