@@ -34,12 +34,8 @@ def accuracy_of_file(path, clients):
   split, test = federation().splits[0].test, federation().test
   client = metadata["client"]
   rows = split.rows[split.offsets[client] : split.offsets[client + 1]]
-  (model,) = {
-    m
-    for m, n in zip(federation().models, federation().names, strict=True)
-    if n == metadata["model"]
-  }
-  logits, _ = model.apply(packing.unpack(packed), test.x[rows], False)
+  models = dict(zip(federation().names, federation().models, strict=True))
+  logits, _ = models[metadata["model"]].apply(packing.unpack(packed), test.x[rows], False)
   clients[client] = np.mean(np.argmax(logits, -1) == test.y[rows])
 
 
