@@ -339,9 +339,12 @@ def test_refusals(case):
 
 @given(labels(), st.integers(1, 60), st.integers(1, 7), SEEDS)
 def test_by_class_either_serves_everybody_or_refuses(y, num_clients, hand, seed):
+  counts = np.bincount(y)[np.unique(y)]
+  holders = -(-num_clients * hand // len(counts))  # of a class, at most
   try:
     owner = partition.by_class(y, num_clients, hand, seed)
   except BadInput:
+    assert hand > len(counts) or counts.min() < holders * (2 if hand == 1 else 1)
     return
   for client in range(num_clients):
     assert len(np.unique(y[owner == client])) == hand

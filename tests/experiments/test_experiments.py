@@ -232,7 +232,7 @@ def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
   assert written[0] == written[1]
   assert {p.name for p in folder.iterdir()} <= {
     "config.json", "metrics.jsonl", "accuracies.json", "summary.json", "table.md", "curves.png",
-    "clients.png",
+    "clients.png", "models",
   }  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_nothing_temporary_is_left(uninterrupted):
 @pytest.mark.parametrize(
   ("changes", "differs"),
   [
-    ({"local_steps": 2, "seed": 3}, "--local-steps 1, here 2; --seed 0, here 3"),
+    ({"local_steps": 2, "seed": 3}, "--seed 0, here 3; --local-steps 1, here 2"),
     ({"bits": (2,)}, "--bits 1 2, here 2"),
     ({"weights_rate": 0.2}, "--weights-rate 0.1, here 0.2"),
   ],
