@@ -1,6 +1,8 @@
 """Checks of what users hand in, made on the host before anything is compiled."""
 
 import numbers
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +37,25 @@ def require(holds: bool, name: str, value, allowed: str) -> None:
   """
   if not holds:
     raise refusal(name, value, f"allowed is {allowed}")
+
+
+def place(name: str, path: str | os.PathLike) -> Path:
+  """Returns the path that an argument names, a leading `~` replaced by a home folder.
+
+  Raises:
+    BadInput: there is no such home folder, or what lies there cannot be looked at: the path is too
+      long, say, or leads through a folder that is closed.
+  """
+  try:
+    found = Path(path).expanduser()
+    found.stat()
+  except (FileNotFoundError, NotADirectoryError):
+    return found
+  except RuntimeError as error:
+    raise refusal(name, path, "there is no such home folder") from error
+  except (OSError, ValueError) as error:
+    raise refusal(name, path, getattr(error, "strerror", None) or str(error)) from error
+  return found
 
 
 def concrete(value) -> bool:

@@ -12,11 +12,12 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, place
 
 BAD_INPUT = 2  # exit code
 HELP = ("-h", "--help")
@@ -74,7 +75,7 @@ def parse(kind, arguments: Sequence[str], *, prog: str, description: str | None 
     description: for the help; by default the dataclass's docstring.
 
   Returns:
-    An instance.
+    An instance, its paths as `checks.place` has them.
 
   Raises:
     BadInput: naming the nearest option for an unknown one, or what is allowed for a bad value.
@@ -90,7 +91,7 @@ def parse(kind, arguments: Sequence[str], *, prog: str, description: str | None 
     raise BadInput(_blame(kind, arguments, prog)) from None
   if unknown:
     raise BadInput(_stray(kind, unknown[0]))
-  return options
+  return _placed(options)
 
 
 def in_flags(error: Exception, names: Collection[str]) -> str:
@@ -144,6 +145,18 @@ def nearest(word: str, known: Collection[str]) -> str:
   near = [name for name in known if word and name.startswith(word)]
   near = near or difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
   return f"; nearest is {near[0]}" if near else ""
+
+
+def _placed(options):
+  """Replaces the `~` in paths among options."""
+  changes = {}
+  for field in dataclasses.fields(options):
+    match getattr(options, field.name):
+      case Path() as path:
+        changes[field.name] = place("path", path)
+      case (Path(), *_) as paths:
+        changes[field.name] = tuple(place("path", path) for path in paths)
+  return dataclasses.replace(options, **changes) if changes else options
 
 
 def _is_annotated(hint) -> bool:

@@ -191,11 +191,11 @@ def _check(options: Central) -> None:
 def _job(method: str, options: Central, federation: Federation) -> Job:
   if method == "full precision":
     variants, quantizer = full_precision(method, federation), quantizers.full_precision()
-    phases = one_phase(options, _training(federation, quantizer), local_phase)
+    phases = one_phase(options, _training(options, federation, quantizer), local_phase)
     return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
   variants = precisions(method, options, federation, options.bits, mixed=False)
   quantizer = QUANTIZERS[method](options, max(options.bits))
-  builds = _training(federation, quantizer), _finetuning(federation, quantizer)
+  builds = _training(options, federation, quantizer), _finetuning(federation, quantizer)
   phases = frozen_last(options, variants, *builds, phase=local_phase)
   return Job(options, federation, variants, _measured(phases, options, federation, quantizer))
 
@@ -225,14 +225,16 @@ def _measured(
   return first._replace(measures={"gradient_mapping": mapping}), *rest
 
 
-def _training(federation: Federation, quantizer: Quantizer) -> Callable:
+def _training(options: Central, federation: Federation, quantizer: Quantizer) -> Callable:
+  start = _start(options, federation)  # before a run replaces the results of another
+
   def build(options, _):
     return local(
       federation.models,
       quantizer,
       rates=rates(options),
       straight_through=options.hyper.straight_through,
-      start=_start(options, federation),
+      start=start,
       optimizer=_optimizer(options),
       work=local_work(options, federation),
     )
@@ -269,6 +271,5 @@ def _start(options: Central, federation: Federation) -> tuple[PyTree, ...] | Non
   if options.hyper.start is None:
     return None
   shapes = federation.num_classes, federation.train.x.shape[1:]
-  return tuple(
-    import_torch.read_variables(options.hyper.start, n, *shapes) for n in federation.names
-  )
+  path = checks.place("start", options.hyper.start)
+  return tuple(import_torch.read_variables(path, n, *shapes) for n in federation.names)

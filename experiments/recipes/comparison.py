@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.recipes import tuned
@@ -178,7 +177,7 @@ def _tables(name: str, options: Comparison) -> list[Federated]:
 
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
   """Makes a job with the hyperparameters of a method in the file that the options name."""
-  values = tuned.read(Path(options.tuned or tuned.FILE).expanduser())
+  values = tuned.read(checks.place("tuned", options.tuned or tuned.FILE))
   found = tuned.of(values, options.tuned_on or _nearest(values, options), method)
 
   def made(options: Federated, federation: Federation) -> Job:

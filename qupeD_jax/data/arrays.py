@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qupeD_jax.checks import BadInput, refusal, require
+from qupeD_jax.checks import BadInput, place, refusal, require
 from qupeD_jax.io import files
 from qupeD_jax.types import Dataset
 
@@ -54,7 +54,7 @@ def read(path: str | os.PathLike) -> tuple[Dataset, Dataset]:
   Raises:
     BadInput: the file cannot be read, lacks one of the arrays, or one is something else.
   """
-  path = Path(path).expanduser()
+  path = place("dataset", path)
   arrays = _load(path)
   for name in NEEDED:
     if name not in arrays:

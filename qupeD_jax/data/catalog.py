@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from qupeD_jax.checks import refusal
+from qupeD_jax.checks import place, refusal
 
 EMNIST = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", *(f"emnist/{config}" for config in EMNIST))
@@ -59,7 +59,8 @@ def white(name: str) -> int:
 
 def folder(data_dir: str | os.PathLike | None = None) -> Path:
   """Returns the folder that holds the data sets: `data_dir`, or where TFDS keeps its own."""
-  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  own = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return place("data_dir", data_dir or own)
 
 
 def newest(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:

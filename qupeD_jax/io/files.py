@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, strict JSON, and the reading of JSON and TOML.
+"""Files that are written whole or not at all, strict JSON, the reading of JSON, TOML and YAML.
 
 A number that is not finite is written as null. What the file system refuses, and whatever is wrong
 with a text that is read, is a BadInput of one line that names the file.
@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
 import numpy as np
+import yaml
 
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, place
 
 _DEEPEST = 50  # levels of nesting that are read
 _WIDEST = 2**63  # whole numbers that are read lie below, on either side
@@ -34,7 +34,8 @@ def name_of(name: str) -> str:
 
   A space becomes an underscore; what has a meaning in paths or is not ASCII is percent-encoded as
   in a URL. `urllib.parse.unquote` of the result, underscores read as spaces, is the text again, but
-  for long ones: these are cut and end in a hash.
+  for long ones: these are cut and end in a hash. That holds for POSIX systems, which the package is
+  for: a name that is a device on Windows, CON or NUL, stays as it is.
 
   >>> name_of("FedAvg + k-means 2 bit"), name_of("QuPeD w/ KD"), name_of(".."), name_of("a_b")
   ('FedAvg_+_k-means_2_bit', 'QuPeD_w%2F_KD', '%2E.', 'a%5Fb')
@@ -79,8 +80,8 @@ def plain(value: Any) -> Any:
       return float(value) if math.isfinite(value) else None
     case None | bool() | int() | str():
       return value
-    case np.ndarray() | np.generic() | jax.Array():
-      return plain(np.asarray(value).tolist())
+    case np.ndarray() | np.generic():
+      return plain(value.tolist())
     case Mapping():
       return {str(key): plain(entry) for key, entry in value.items()}
     case tuple() if hasattr(value, "_asdict"):
@@ -89,6 +90,8 @@ def plain(value: Any) -> Any:
       return [plain(entry) for entry in value]
     case os.PathLike():
       return os.fspath(value)
+  if hasattr(value, "__array__"):  # of jax, which reading files does not wait for
+    return plain(np.asarray(value))
   if dataclasses.is_dataclass(value):
     names = [field.name for field in dataclasses.fields(value)]
     return {name: plain(getattr(value, name)) for name in names}
@@ -154,6 +157,26 @@ def read_toml(path: Path) -> dict[str, Any]:
   with on_disk(path):
     content = path.read_bytes()
   return decode(content, path, lambda text: _sound(tomllib.loads(text)))
+
+
+def read_yaml(path: Path) -> Any:
+  """Reads a YAML file of finite numbers and sound text, without dates and references.
+
+  Raises:
+    BadInput: the file cannot be read, or holds something else.
+  """
+  with on_disk(path):
+    content = path.read_bytes()
+  return decode(content, path, _yaml)
+
+
+def _yaml(text: str) -> Any:
+  try:
+    # A few lines of references to references stand for more values than can be looked at.
+    _hold(not any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)), "a reference")
+    return _sound(yaml.safe_load(text))
+  except yaml.YAMLError as error:
+    raise ValueError(str(error)) from error
 
 
 def _sound(value: Any, depth: int = 0) -> Any:
@@ -254,6 +277,30 @@ def append(path: Path, text: str) -> None:
     except OSError:
       file.truncate(size)
       raise
+
+
+def cache_folder() -> Path:
+  """Makes, where it is missing, the user's folder of what need not be made or fetched again.
+
+  What lies there is run: nobody else may write in it.
+
+  Returns:
+    qupeD_jax in $XDG_CACHE_HOME, or in ~/.cache.
+
+  Raises:
+    BadInput: it cannot be made, belongs to another user, or others may write in it.
+  """
+  caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  folder = place("cache folder", caches) / "qupeD_jax"
+  with writing(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+  if found.st_uid != os.geteuid():
+    raise BadInput(f"{folder}: belongs to another user; XDG_CACHE_HOME names another place")
+  if found.st_mode & 0o022:
+    raise BadInput(f"{folder}: others may write in it; remove it, as it is not to be trusted")
+  return folder
 
 
 def sync(file) -> None:

@@ -13,7 +13,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import os
 import shutil
 import subprocess
 import sys
@@ -82,13 +81,10 @@ def runtime() -> Path:
   Raises:
     BadInput: it has to be, and npm is missing or fails, or what came is not what is expected.
   """
-  caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-  folder = caches / "qupeD_jax" / f"onnxruntime-web-{VERSION}"
+  folder = files.cache_folder() / f"onnxruntime-web-{VERSION}"
   if not folder.is_dir():
-    with files.writing(folder):
-      folder.parent.mkdir(parents=True, exist_ok=True)
-      with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _fetch(Path(scratch)).rename(folder)
+    with files.writing(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+      _fetch(Path(scratch)).rename(folder)
   for name, digest in RUNTIME.values():
     with files.on_disk(folder / name):
       found = hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -1,15 +1,11 @@
 """Options from a file: TOML, YAML, or the config.json of a finished run."""
 
-import json
-import tomllib
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from qupeD_jax.checks import BadInput
+from qupeD_jax.checks import BadInput, place
 from qupeD_jax.command_line import flag, nearest
+from qupeD_jax.io import files
 
 OPTION = "--config"
 # What of a run's config.json is about that run alone, or follows from its options.
@@ -41,7 +37,7 @@ def _typed(path: str, known: Collection[str]) -> list[str]:
   arguments = []
   for name, value in _read(path, known).items():
     if name not in known:
-      raise BadInput(f"{path}: {name}: belongs to no option{nearest(name, known)}")
+      raise BadInput(f"{path}: {name}: belongs to no option{nearest(str(name), known)}")
     if isinstance(value, bool):
       arguments.append(flag(name if value else f"no_{name}"))
     elif isinstance(value, list | tuple):
@@ -52,22 +48,16 @@ def _typed(path: str, known: Collection[str]) -> list[str]:
 
 
 def _read(path: str, known: Collection[str]) -> dict[str, Any]:
-  try:
-    text = Path(path).expanduser().read_text("utf-8")
-    match Path(path).suffix:
-      case ".json":
-        values = json.loads(text)
-      case ".toml":
-        values = tomllib.loads(text)
-      case ".yaml" | ".yml":
-        values = yaml.safe_load(text)
-      case _:
-        raise BadInput(f"{OPTION} {path}: allowed is a file *.toml, *.yaml or *.json")
-  except (OSError, ValueError, RecursionError, RuntimeError, yaml.YAMLError) as error:
-    if isinstance(error, BadInput):
-      raise
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-    raise BadInput(f"{OPTION} {path}: cannot be read ({reason})") from error
+  file = place(OPTION, path)
+  match file.suffix:
+    case ".json":
+      values = files.read(file)
+    case ".toml":
+      values = files.read_toml(file)
+    case ".yaml" | ".yml":
+      values = files.read_yaml(file)
+    case _:
+      raise BadInput(f"{OPTION} {path}: allowed is a file *.toml, *.yaml or *.json")
   if isinstance(values, dict) and isinstance(values.get("config"), dict):
     # Options that an older version had and this one has not played no part.
     own = values["config"]

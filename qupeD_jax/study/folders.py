@@ -37,7 +37,8 @@ def held(folder: Path) -> Iterator[None]:
     BadInput: another process holds it, it cannot be made, or links lead out of it.
   """
   path = folder / _LOCK
-  files.require_no_link(folder, _OWN)
+  with files.on_disk(folder):
+    files.require_no_link(folder, _OWN)
   with files.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")

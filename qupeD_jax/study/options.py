@@ -8,7 +8,6 @@ beside the others is refused (`check_effect`).
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
@@ -452,7 +451,7 @@ def check_hyperparameters(values: Hyperparameters) -> None:
 def _check_folder(name: str, path: str | None, must_exist: bool) -> None:
   if path is None:
     return
-  full = Path(path).expanduser().absolute()
+  full = checks.place(name, path).absolute()
   nearest = next(p for p in (full, *full.parents) if p.exists())
   holds = nearest.is_dir() and (nearest == full or not must_exist)
   allowed = "a folder that exists" if must_exist else "a folder, which is made if need be"

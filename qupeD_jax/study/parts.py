@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qupeD_jax.checks import refusal
+from qupeD_jax.checks import place, refusal
 from qupeD_jax.command_line import flag
 from qupeD_jax.io import files
 from qupeD_jax.results import metrics
@@ -39,9 +39,10 @@ def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
   Raises:
     BadInput: a folder cannot be read, or was made with other options.
   """
-  for folder in folders:
-    _check(Path(folder), config)
-  return [_read(Path(folder)) for folder in folders]
+  found = [place("parts", folder) for folder in folders]
+  for folder in found:
+    _check(folder, config)
+  return [_read(folder) for folder in found]
 
 
 def finished(folder: Path) -> Part:

@@ -235,7 +235,7 @@ def config_of(name: str, options: Federated) -> dict:
 
 def folder_of(name: str, options: Federated) -> Path:
   """Returns the results folder of an experiment."""
-  return Path(options.run.out or Path("results") / name).expanduser()
+  return checks.place("out", options.run.out or Path("results") / name)
 
 
 def recall(job: Job, finished: parts.Part) -> tuple[dict[str, dict], dict[str, dict]] | None:

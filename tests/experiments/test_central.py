@@ -182,9 +182,8 @@ def seeds_of(state):
 def test_a_start_that_is_no_network_is_refused(tmp_path):
   (tmp_path / "start").write_text("no network")
   for name in ("start", "missing"):
-    job = job_of("Algorithm 1", start=str(tmp_path / name))
     with pytest.raises(BadInput, match=name):
-      job.phases[0].build(job.options, None)
+      job_of("Algorithm 1", start=str(tmp_path / name))
 
 
 # --- options

@@ -1,9 +1,11 @@
 """The command line: what it lists and documents, and bad input, which ends with one line."""
 
 import ast
+import errno
 import importlib
 import os
 import pty
+import pwd
 import re
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from experiments import quickstart
+from qupeD_jax import checks, command_line
 from qupeD_jax.engine import loop
+from qupeD_jax.io import predict
 from qupeD_jax.study import cli
 from qupeD_jax.study.options import flat, settled
 
@@ -309,6 +313,100 @@ def test_an_out_with_a_file_in_the_way_is_refused(refusal, obstacle, inside):
   assert line.startswith(f"--out {obstacle / inside}: allowed is a folder")
 
 
+@pytest.fixture
+def closed(tmp_path, monkeypatch):
+  """A folder that may not be entered."""
+  folder, stat = tmp_path / "closed", Path.stat
+  folder.mkdir()
+
+  def refusing(path, **how):
+    if folder in path.parents:
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return stat(path, **how)
+
+  monkeypatch.setattr(Path, "stat", refusing)
+  return folder
+
+
+SMALL = ["--dataset", "digits", "--clients", "4", "--batch-size", "5", "--classes-per-client", "4"]
+TYPED = [
+  (["quickstart"], "--out"),
+  (["mnist_table"], "--data-dir"),
+  (["quickstart"], "--config"),
+  (["mnist_table", *SMALL, "--only", "local"], "--parts"),
+  (["mnist_table", *SMALL, "--only", "local"], "--tuned"),
+  (["cifar10_resnet20_table", *SMALL[:2], "--models", "resnet8"], "--start"),
+]
+
+
+@pytest.mark.parametrize(("typed", "option"), TYPED)
+def test_a_home_that_nobody_has_is_refused(refusal, typed, option):
+  line = refusal(*typed, option, "~nosuchuser/x")
+  assert line == f"{option} ~nosuchuser/x: there is no such home folder"
+
+
+@pytest.mark.parametrize("option", ["--out", "--config"])
+def test_a_path_that_cannot_be_is_refused(refusal, closed, option):
+  line = lambda path: refusal("quickstart", option, path)
+  assert line("x" * 300) == f"{option} {'x' * 300}: File name too long"
+  assert line(f"{closed}/x.toml") == f"{option} {closed}/x.toml: Permission denied"
+
+
+def test_a_results_folder_that_is_closed_is_refused(refusal, closed):
+  assert refusal("quickstart", "--out", str(closed)) == f"{closed}/.lock: Permission denied"
+
+
+def test_a_home_is_found_in_every_path(refusal, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert checks.place("out", "~/x") == tmp_path / "x"
+  options = command_line.parse(predict.Options, ["~/model.onnx", "~/a.png", "b.png"], prog="")
+  assert options.model == tmp_path / "model.onnx"
+  assert options.images == (tmp_path / "a.png", Path("b.png"))
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  assert refusal("quickstart", "--out", "~/x") == "--out ~/x: there is no such home folder"
+
+
+@pytest.mark.parametrize(
+  ("mode", "owner", "reason"),
+  [
+    (0o770, None, "others may write in it"),
+    (0o707, None, "others may write in it"),
+    (0o755, 12345, "belongs to another user"),
+  ],
+)
+def test_programs_that_others_may_have_compiled_are_not_run(
+  tmp_path, monkeypatch, capsys, mode, owner, reason
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  (tmp_path / "qupeD_jax").mkdir()
+  (tmp_path / "qupeD_jax").chmod(mode)
+  if owner:
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+  cli.keep_compiled()
+  assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+  line = f"compiled programs are not kept: {tmp_path / 'qupeD_jax'}: {reason}"
+  assert capsys.readouterr().err.startswith(line)
+
+
+def test_compiled_programs_are_the_users_own_and_do_not_pile_up(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  cli.keep_compiled()
+  folder = tmp_path / "caches" / "qupeD_jax"
+  assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+  assert folder.stat().st_mode & 0o777 == 0o700
+  for age, name in enumerate(["a-cache", "b-cache", "c-cache", "other"]):
+    (folder / name).write_bytes(b"1234")
+    os.utime(folder / name, (100 - age, 100 - age))
+  cli.trim(folder, most=9)
+  assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "b-cache", "other"]
+
+
 def test_a_second_start_compiles_nothing(tmp_path):
   code = "from qupeD_jax.study import cli; cli.keep_compiled(); import jax; "
   code += "print(jax.jit(lambda x: 2 * x)(21))"
@@ -351,7 +449,27 @@ def test_a_file_with_an_unknown_key_names_the_nearest(refusal, tmp_path):
   (tmp_path / "own.toml").write_text("rouds = 7")
   line = refusal("quickstart", "--config", str(tmp_path / "own.toml"))
   assert line == f"{tmp_path / 'own.toml'}: rouds: belongs to no option; nearest is rounds"
-  assert "cannot be read" in refusal("quickstart", "--config=nowhere.toml")
+  assert refusal("quickstart", "--config=nowhere.toml").startswith("nowhere.toml: No such file")
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "reason"),
+  [
+    ("own.json", "[" * 100_000, "damaged (nested too deeply)"),
+    ("own.json", '{"rounds": ' + "9" * 5000 + "}", "damaged (Exceeds the limit (4300 digits)"),
+    ("own.toml", f"rounds = {2**64}", "damaged (a whole number of more than 64 bits)"),
+    ("own.yaml", "rounds: " + "[" * 99 + "]" * 99, "damaged (nested too deeply)"),
+    ("own.yaml", "rounds: .inf", "damaged (a number that is not finite)"),
+    ("own.yaml", "rounds: 2026-01-01", "damaged (a date)"),
+    ("own.yaml", "a: &a [1, 2]\nb: [*a, *a]", "damaged (a reference)"),
+    ("own.yaml", "rounds: [", "damaged (while parsing"),
+    ("own.yaml", "7: rounds", "7: belongs to no option"),
+  ],
+)
+def test_a_file_of_options_that_cannot_be_used_is_refused(refusal, tmp_path, name, text, reason):
+  (tmp_path / name).write_text(text)
+  line = refusal("quickstart", "--config", str(tmp_path / name))
+  assert line.startswith(f"{tmp_path / name}: {reason}")
 
 
 # --- defaults that follow, options without effect, experiments of one's own

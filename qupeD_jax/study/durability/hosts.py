@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 import qupeD_jax
 from qupeD_jax import checks
-from qupeD_jax.checks import BadInput, refusal
+from qupeD_jax.checks import BadInput, place, refusal
 from qupeD_jax.engine import parallel
 from qupeD_jax.study.errors import Lost
 from qupeD_jax.study.options import Federated, Hardware, flat, replaced, value_of
@@ -97,7 +97,7 @@ def _as_one_of_several(
   """Runs an experiment once all have the same saves; the others have copies, in `own`."""
   agree(_told(name, options))
   options = replaced(options, processes=jax.process_count())
-  shared = Path(options.run.out or f"results/{name}").expanduser()
+  shared = place("out", options.run.out or f"results/{name}")
   first = jax.process_index() == 0
   if not first:
     shared = copied(shared, own)
