@@ -79,19 +79,19 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path, like: Callable[[dict[str, Any]], PyTree]) -> Save:
-  with _quiet(), _manager(path.parent) as manager:
-    read = lambda **items: manager.restore(int(path.name), args=ocp.args.Composite(**items))
-    try:
+  try:
+    with _quiet(), _manager(path.parent) as manager:
+      read = lambda **items: manager.restore(int(path.name), args=ocp.args.Composite(**items))
       about = read(about=ocp.args.JsonRestore()).about
       on_host = lambda leaf: np.empty(leaf.shape, leaf.dtype)
       shapes = jax.tree.map(on_host, like(about["progress"]))
-      state = read(state=ocp.args.StandardRestore(shapes)).state
-    except BadInput:
-      raise
-    except Exception as error:  # whatever comes of a file that is not what was written
-      raise BadInput(f"{path}: damaged ({_reason(error)})") from error
-  found = Save(state, about["progress"])
-  if about["checksum"] != _checksum(found):
+      found = Save(read(state=ocp.args.StandardRestore(shapes)).state, about["progress"])
+      whole = about["checksum"] == _checksum(found)
+  except BadInput:
+    raise
+  except Exception as error:  # whatever comes of a file that is not what was written
+    raise BadInput(f"{path}: damaged ({_reason(error)})") from error
+  if not whole:
     raise BadInput(f"{path}: damaged (its checksum is another)")
   return found
 

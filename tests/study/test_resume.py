@@ -318,6 +318,16 @@ def test_a_damaged_save_falls_back_to_the_one_before(saved, how):
   assert len(warnings) == 2
 
 
+@pytest.mark.parametrize("text", ["[]", '{"item_handlers": 7}'])
+def test_a_save_whose_own_description_is_no_object_falls_back_too(saved, text):
+  (described,) = (saved / "3").glob("_CHECKPOINT_METADATA")
+  described.write_text(text)
+  found, warnings = restored(saved)
+  assert found.progress["phase"] == 2
+  assert re.fullmatch(r"[^\n]*/3: damaged[^\n]*", warnings[0])
+  checkpoint.save(saved, found)
+
+
 def test_a_save_of_another_program_is_put_aside(saved):
   like = lambda progress: jax.eval_shape(lambda: (None, states(0)[1].weights))
   found, warnings = restored(saved, like)
