@@ -41,6 +41,7 @@ VALUES = {
   "store": (("device", "host", "disk"), ("cloud",)),
   "checkpoint_every": (("0", "1", "None"), ("-1", "x")),
   "fresh": FLAG,
+  "tensorboard": FLAG,
   "clients": (("3", "4", "5"), ("0", "-1", "5000", "1e3")),
   "partition": (("by_class", "dirichlet", "iid"), ("natural", "by-class")),
   "classes_per_client": (("2", "10"), ("0", "11", "-1")),
