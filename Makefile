@@ -6,6 +6,7 @@
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
 # make export-tools                                                install what writes ONNX, Core ML, StableHLO
+# make docs                                                        the documentation as a site, build/site
 # make test                                                        run all tests
 # make lint                                                        check the style of the code
 # make setup [ACCELERATOR=cuda13]                                  install jax for cpu, cuda12, cuda13 or tpu
@@ -34,7 +35,7 @@ export RUN
 PIP := install --quiet --disable-pip-version-check --retries 1 --timeout 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test bench profile lint data demo export-tools
+.PHONY: help setup experiment experiments report test bench profile lint data demo export-tools docs docs-tools
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -87,6 +88,16 @@ export-tools: .venv/exporting
 
 .venv/exporting: requirements/export.txt .venv/installed
 	$(BIN)/pip $(PIP) --editable ".[export]"
+	@touch $@
+
+docs: docs-tools
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -d build/site"
+
+docs-tools: .venv/documenting
+
+.venv/documenting: requirements/docs.txt .venv/installed
+	$(BIN)/pip $(PIP) --editable ".[docs]"
 	@touch $@
 
 profile: .venv

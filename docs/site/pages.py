@@ -104,7 +104,7 @@ def placed(path: str) -> str:
     ("qupeD_jax", "api/index.md"),
     (r"qupeD_jax/(.*)/__init__\.py", r"api/\1/index.md"),
     (r"qupeD_jax/(.+)\.py", r"api/\1.md"),
-    (r"(.*/)?([^./]+|.+\.py)", r"\g<0>.txt"),
+    (r"(?!.*\.(?:json|md|png)$).+", r"\g<0>.txt"),  # what a browser would not show
   ):
     if found := re.fullmatch(pattern, path):
       return found.expand(place)
