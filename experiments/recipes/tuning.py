@@ -1,6 +1,7 @@
 """Chooses hyperparameters: as many configurations for every method, by validation rows alone."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qupeD_jax.engine import loop
 from qupeD_jax.io import files
 from qupeD_jax.results import metrics, tables, tensorboard
 from qupeD_jax.study import federation as fed
-from qupeD_jax.study import folders, study, training
+from qupeD_jax.study import folders, parts, study, training
 from qupeD_jax.study.durability import resume, stopping
 from qupeD_jax.study.durability.progress import Bar
 from qupeD_jax.study.errors import Diverged
@@ -22,7 +23,7 @@ from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import Job, changed, job_name
 from qupeD_jax.study.options import Hyperparameters, Options, check, settled, withheld
 
-FILE = "tuning.json"
+FILE, TUNED, TABLE = "tuning.json", "tuned.toml", "tuning.md"
 SHARED = {"classes_per_client": 4, "centers_rate": 1e-6, "seeds": 1}  # of all searches
 
 # By configuration: the validation accuracy of each seed after the last round, None if it diverged.
@@ -65,10 +66,15 @@ def run(name: str, options: Tuning) -> study.Outcome:
   keys = [key for job in jobs.values() for key in job.variants]
   folder, say = study.folder_of(name, options), study.sayer(console)
   config = study.config_of(name, options)
+  expected = study.expected_rows([*jobs.values()])
+  recorded = lambda folder: _finished(folder, expected)
   with folders.held(folder), stopping.listening() as asked:
-    if folders.begin(folder, config, keys, read_scores, fresh=options.run.fresh, say=say):
+    if folders.begin(folder, config, keys, recorded, fresh=options.run.fresh, say=say):
+      saves, scores = folders.saves(options, asked, say), recorded(folder)
       with tensorboard.opened(folder, options.run.tensorboard) as board:
-        _search(jobs, options, folder, console, folders.saves(options, asked, say), board)
+        scores = _search(jobs, options, folder, console, saves, scores, board)
+      left = {key: count for key, count in expected.items() if scores[key]}
+      folders.require_whole(folder, left, (FILE, TUNED, TABLE))
       folders.end(folder)
       say(f"results in {folder}")
   return study.Outcome(folder, read_scores(folder))
@@ -80,9 +86,10 @@ def _search(
   folder: Path,
   console: Console,
   saves: resume.Saves,
+  scores: Scores,
   board: tensorboard.Board,
-) -> None:
-  best, tried, chosen, scores, before = {}, {}, set(), read_scores(folder), 0
+) -> Scores:
+  best, tried, chosen, before = {}, {}, set(), 0
   with Bar(sum(phase.rounds for job in jobs.values() for phase in job.phases), console) as bar:
     for method, job in jobs.items():
       bar.start(job_name(job), before)
@@ -91,11 +98,10 @@ def _search(
       winner = _best(job, scores)
       chosen.add(winner)
       best[method] = _shared(options) | job.variants[winner].changes
-      tuned.write(
-        folder / "tuned.toml", tuned.key(options.data.dataset, options.networks.models[0]), best
-      )
+      tuned.write(folder / TUNED, tuned.key(options.data.dataset, options.networks.models[0]), best)
       tried |= {key: (v.changes, scores.get(key)) for key, v in job.variants.items()}
-      _write_table(folder / "tuning.md", tried, chosen)
+      _write_table(folder / TABLE, tried, chosen)
+  return scores
 
 
 def _best(job: Job, scores: Scores) -> str:
@@ -159,6 +165,13 @@ def read_scores(folder: Path) -> Scores:
   if not good:
     raise BadInput(f"{path}: not the scores of a search")
   return scores
+
+
+def _finished(folder: Path, expected: Mapping[str, int]) -> Scores:
+  """Reads the scores of a search, but of configurations that lack some of their rows."""
+  scores = read_scores(folder)
+  lost = parts.lacking(metrics.read_metrics(folder) if scores else (), expected)
+  return {key: entry for key, entry in scores.items() if entry is None or key not in lost}
 
 
 def _are_scores(entry: Any) -> bool:

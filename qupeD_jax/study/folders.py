@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from qupeD_jax.study.jobs import Job, job_name
 from qupeD_jax.study.options import Federated
 
 OTHERS = ("summary.json", "table.md", "accuracies.json", "comparison.json", "comparison.md")
-OTHERS += ("report.html", "table.tex", "costs.tex", "tuning.json")
+OTHERS += ("report.html", "table.tex", "costs.tex", "tuning.json", "tuning.md", "groups.md")
 CHECKPOINTS = metrics.UNFINISHED
 PICTURES = ("clients.png", "curves.png", "stationarity.png", *portrait.PICTURES)
 
 _LOCK = ".lock"
 _MODELS = "models"
+_OF_CLIENTS = f"{_MODELS}/*/client_*.safetensors"
 _OWN = (_LOCK, metrics.CONFIG, metrics.METRICS, *OTHERS, *PICTURES)
 _OWN += (_MODELS, portrait.FOLDER, CHECKPOINTS, tensorboard.FOLDER)
 
@@ -104,24 +105,29 @@ def begin(
   return True
 
 
-def require_whole(folder: Path, config: dict[str, Any], rounds: Mapping[str, int]) -> None:
+def models(folder: Path) -> set[str]:
+  """Lists the clients' models in a folder, by their paths in it."""
+  return {str(path.relative_to(folder)) for path in folder.glob(_OF_CLIENTS)}
+
+
+def require_whole(folder: Path, expected: Mapping[str, int], names: Iterable[str]) -> None:
   """Raises Incomplete if anything of a run's results has gone while it was at work.
 
   Args:
     folder: of the results.
-    config: the experiment's name and options.
-    rounds: of each method, for every seed of `config`.
+    expected: how many rows of metrics.jsonl each method has.
+    names: of files in the folder, beside its options and rows.
   """
-  names = (metrics.CONFIG, metrics.METRICS, metrics.SUMMARY, metrics.ACCURACIES)
+  names = (metrics.CONFIG, metrics.METRICS, *sorted(names))
   missing = [name for name in names if not (folder / name).is_file()]
   rows = [] if metrics.METRICS in missing else metrics.read_metrics(folder)
-  counts = collections.Counter(row["method"] for row in rows)
-  for method, count in rounds.items():
-    expected = count * len(config["seed_list"])
-    if lacking := max(0, expected - counts[method]):
-      missing.append(f"{lacking} of {expected} rows of {method}")
+  lacking = parts.lacking(rows, expected).items()
+  missing += [f"{count} of {expected[method]} rows of {method}" for method, count in lacking]
   if missing:
-    raise Incomplete(f"{folder}: missing at the end are {', '.join(missing)}; --fresh begins anew")
+    more = f" and {len(missing) - 9} more" if len(missing) > 9 else ""
+    raise Incomplete(
+      f"{folder}: missing at the end are {', '.join(missing[:9])}{more}; --fresh begins anew"
+    )
 
 
 def end(folder: Path) -> None:
@@ -162,7 +168,7 @@ def of_job(
 
 def remove_results(folder: Path) -> None:
   """Removes what an earlier run left, and nothing else: it must not pass for this run's."""
-  of_jobs = (f"{_MODELS}/*/client_*.safetensors", f"{portrait.FOLDER}/*/*.npz")
+  of_jobs = (_OF_CLIENTS, f"{portrait.FOLDER}/*/*.npz")
   for pattern in (*OTHERS, *PICTURES, *of_jobs, *tensorboard.EVENTS):
     for path in filter(Path.is_file, folder.glob(pattern)):
       path.unlink()

@@ -1,6 +1,7 @@
 """Takes over what other runs of the same experiment have trained: a table in pieces."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,25 +30,52 @@ class Part(NamedTuple):
 NOTHING = Part({}, {}, [])
 
 
-def read(folders: Sequence[str], config: dict[str, Any]) -> list[Part]:
+def lacking(rows: Iterable[Mapping[str, Any]], expected: Mapping[str, int]) -> dict[str, int]:
+  """Counts how many rows are missing, by method; methods with all of theirs are left out.
+
+  Args:
+    rows: of metrics.jsonl.
+    expected: how many rows each method has.
+  """
+  counts = collections.Counter(row["method"] for row in rows)
+  return {m: count - counts[m] for m, count in expected.items() if counts[m] < count}
+
+
+def read(folders: Sequence[str], config: dict[str, Any], expected: Mapping[str, int]) -> list[Part]:
   """Reads results folders of the same experiment.
 
   Args:
     folders: of finished runs.
     config: the experiment's name and options.
+    expected: how many rows of metrics.jsonl each method has.
 
   Raises:
-    BadInput: a folder cannot be read, or was made with other options.
+    BadInput: a folder cannot be read, was made with other options, or lacks rows.
   """
   found = [place("parts", folder) for folder in folders]
   for folder in found:
     _check(folder, config)
-  return [_read(folder) for folder in found]
+  read = [_read(folder) for folder in found]
+  for folder, part in zip(found, read, strict=True):
+    own = {method: count for method, count in expected.items() if method in part.summary}
+    for method, count in lacking(part.rows, own).items():
+      raise refusal("parts", folder, f"{count} of {own[method]} rows of {method} are missing there")
+  return read
 
 
-def finished(folder: Path) -> Part:
-  """Reads what a run had finished when it ended, or was cut off."""
-  return _read(folder) if (folder / metrics.SUMMARY).exists() else NOTHING
+def finished(folder: Path, expected: Mapping[str, int]) -> Part:
+  """Reads what a run had finished when it ended, or was cut off.
+
+  Methods that lack some of their `expected` rows are left out, and so trained again.
+  """
+  if not (folder / metrics.SUMMARY).exists():
+    return NOTHING
+  part = _read(folder)
+  lost = lacking(part.rows, expected)
+  summary, accuracies = (
+    {method: entry for method, entry in of_all.items() if method not in lost} for of_all in part[:2]
+  )
+  return Part(summary, accuracies, part.rows)
 
 
 def differences(folder: Path, config: dict[str, Any]) -> list[str]:

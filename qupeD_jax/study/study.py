@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,23 +72,23 @@ def run(
   console, options = Console(), settled(options)
   federation, jobs = prepare(options, make_jobs, split, make_model)
   methods = [method for job in jobs for method in job.variants]
-  rounds = {m: sum(p.rounds for p in job.phases) for job in jobs for m in job.variants}
-  config = config_of(name, options)
-  found = parts.read(taken, config)
+  config, expected = config_of(name, options), expected_rows(jobs)
+  found = parts.read(taken, config, expected)
   folder, say = folder_of(name, options), sayer(console)
-  recorded = lambda folder: parts.finished(folder).summary.keys()
+  recorded = lambda folder: parts.finished(folder, expected).summary.keys()
   with folders.held(folder), stopping.listening() as asked:
     if folders.begin(folder, config, methods, recorded, fresh=options.run.fresh, say=say):
       say(f"{name}: {describe(options, federation)}")
       plots.clients(held_classes(federation), folder / "clients.png")
       saves = folders.saves(options, asked, say)
       with tensorboard.opened(folder, options.run.tensorboard) as board:
-        summary = run_jobs(jobs, folder, console, found, saves, pictured, keep_going, board)
+        summary, kept = run_jobs(jobs, folder, console, found, saves, pictured, keep_going, board)
         draw(folder)
         board.pictures()
       if pairs := comparisons([*summary]):
         metrics.write_comparisons(folder, pairs)
-      folders.require_whole(folder, config, {m: r for m, r in rounds.items() if m in summary})
+      expected = {method: expected[method] for method in summary}
+      folders.require_whole(folder, expected, {metrics.SUMMARY, metrics.ACCURACIES, *kept})
       folders.end(folder)
       tables.print_table(summary, console)
       print_privacy(summary, console)
@@ -111,6 +111,12 @@ def run_all(
   for options, make_jobs in studies if len(studies) > 1 else ():
     prepare(settled(options), make_jobs)
   return tuple(run(name, options, make_jobs, **how) for options, make_jobs in studies)
+
+
+def expected_rows(jobs: Iterable[Job]) -> dict[str, int]:
+  """Counts the rows that metrics.jsonl has of each method: one a seed and round."""
+  rows = lambda job: sum(phase.rounds for phase in job.phases) * job.options.run.seeds
+  return {method: rows(job) for job in jobs for method in job.variants}
 
 
 def prepare(
@@ -143,7 +149,7 @@ def run_jobs(
   pictured: str | None,
   keep_going: bool,
   board: tensorboard.Board,
-) -> dict[str, dict]:
+) -> tuple[dict[str, dict], set[str]]:
   """Trains the jobs that are not finished in the folder, one after the other.
 
   Args:
@@ -155,9 +161,9 @@ def run_jobs(
     board: where events go.
 
   Returns:
-    The summary, by method.
+    The summary, by method, and the paths of the clients' models that were there after any job.
   """
-  finished = parts.finished(folder)
+  finished, kept = parts.finished(folder, expected_rows(jobs)), folders.models(folder)
   methods = [method for job in jobs for method in job.variants]
   in_order = lambda of: {method: of[method] for method in methods if method in of}
   summary, accuracies, before = finished.summary, finished.accuracies, 0
@@ -184,7 +190,8 @@ def run_jobs(
       metrics.write_accuracies(folder, accuracies)
       metrics.write_summary(folder, summary)
       shutil.rmtree(folder / folders.CHECKPOINTS / files.name_of(job_name(job)), ignore_errors=True)
-  return summary
+      kept |= folders.models(folder)
+  return summary, kept
 
 
 def untaught(jobs: Sequence[Job], rows: Sequence[Mapping]) -> list[str]:

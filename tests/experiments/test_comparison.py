@@ -19,6 +19,7 @@ from qupeD_jax.engine import loop
 from qupeD_jax.results import metrics
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study import jobs, methods, study, training
+from qupeD_jax.study.errors import Incomplete
 from qupeD_jax.study.options import Hyperparameters, Options, replaced
 
 SMALL = {
@@ -256,6 +257,31 @@ def test_a_search_that_crashed_goes_on_where_it_was(tmp_path, monkeypatch, capsy
   assert len(trained) == 1
 
 
+def test_a_search_whose_rows_went_is_made_again_or_missed(tmp_path, monkeypatch):
+  entry = comparison.ENTRIES[0]._replace(grid={"weights_rate": (0.1, 0.2)})
+  monkeypatch.setattr(comparison, "ENTRIES", (entry,))
+  options = replaced(Tuning(), **SMALL, out=str(tmp_path))
+
+  def train(job, record, saves, folder):
+    del record
+    saves.cut_back(0)
+    every = itertools.product(training.methods_of_runs(job), range(options.work.rounds))
+    row = {"loss": 1.0, "dropped": 0, "accuracy": 0.5}
+    metrics.append_metrics(
+      folder, [row | {"method": m, "seed": seed, "round": done + 1} for (m, seed), done in every]
+    )
+
+  monkeypatch.setattr(training, "train", train)
+  tuning.run("search", options)
+  whole = (tmp_path / "metrics.jsonl").read_bytes()
+  (tmp_path / "metrics.jsonl").write_bytes(b"")
+  tuning.run("search", options)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+  monkeypatch.setattr(tuning, "_write_table", lambda *_: None)
+  with pytest.raises(Incomplete, match=r"are tuning\.md; "):
+    tuning.run("search", replaced(options, fresh=True))
+
+
 def test_an_unknown_method_is_refused():
   with pytest.raises(BadInput, match="only 'fedavg': allowed is 'local'"):
     comparison.chosen(("fedavg",))
@@ -286,8 +312,9 @@ def test_a_table_for_every_number_of_classes(tmp_path, values):
 def untrained(monkeypatch):
   """Lets studies go through all but the training: methods score at random."""
 
-  def run_job(job, folder, bar, saves, sitter):
-    del saves, sitter
+  def run_job(job, folder, bar, saves, sitter, board):
+    del sitter, board
+    saves.cut_back(0)
     seeds, clients = job.options.run.seeds, job.federation.num_clients
     rng = np.random.default_rng(len(job.variants))
     entries, accuracies = {}, {}
@@ -323,6 +350,41 @@ def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values,
   compared, _ = metrics.read_comparisons(both)
   assert list(compared["QuPeD 32 bit"]) == ["local", "FedAvg"]
   assert {row["method"] for row in metrics.read_metrics(both)} == set(expected)
+
+
+def test_results_without_all_of_their_rows_are_trained_again_and_not_taken_over(
+  untrained, tmp_path, values
+):
+  own = SMALL | {"classes_per_client": (3,), "only": ("local",)}
+  options = replaced(Comparison(), **own, tuned=values, out=str(tmp_path / "one"))
+  rows = tmp_path / "one" / "metrics.jsonl"
+  comparison.run("table", options)
+  whole = rows.read_bytes()
+  rows.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
+  other = replaced(options, out=str(tmp_path / "two"), parts=(str(tmp_path / "one"),))
+  with pytest.raises(BadInput, match=r"parts .*one: 1 of 8 rows of local are missing there"):
+    comparison.run("table", other)
+  comparison.run("table", options)
+  assert sorted(rows.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_models_that_went_while_a_run_was_at_work_are_missed(
+  untrained, tmp_path, values, monkeypatch
+):
+  own = SMALL | {"classes_per_client": (3,), "only": ("local", "FedAvg")}
+  model, run_job = tmp_path / "models" / "local" / "client_0000.safetensors", study.run_job
+
+  def then_lost(job, *rest):
+    if "local" in job.variants:
+      model.parent.mkdir(parents=True)
+      model.touch()
+    else:
+      model.unlink()
+    return run_job(job, *rest)
+
+  monkeypatch.setattr(study, "run_job", then_lost)
+  with pytest.raises(Incomplete, match=r"are models/local/client_0000\.safetensors; "):
+    comparison.run("table", replaced(Comparison(), **own, tuned=values, out=str(tmp_path)))
 
 
 def test_a_table_has_the_precisions_that_are_asked_for(untrained, tmp_path, values):

@@ -26,7 +26,7 @@ ROWS = [{"method": m, "seed": s, "round": r} | ROW for m in METHODS for s in (0,
 COSTS = {"bytes_per_model": 40, "bytes_per_round": 160, "flops_per_example": 10, "seconds": 2.0}
 SUMMARY = {m: metrics.summarise([[0.5, 0.75]] * 2, bits=[1, 2], **COSTS) for m in METHODS}
 ACCURACIES = {m: {"seeds": [0, 1], "accuracy": [[0.5, None], [0.25, 1.0]]} for m in METHODS}
-COMPARISON = statistics.Comparison(0.1, 0.05, 0.15, 1)._asdict()
+COMPARISON = statistics.Comparison(0.1, 0.05, 0.15, 1, clients=None)._asdict()
 COMPARISONS = {"level": 0.95, "comparisons": {"local": {"QuPeD 2 bit": COMPARISON}}}
 OPTIONS = {"experiment": "tiny", "rounds": 2, "seed_list": [0, 1], "models": ["mlp"], "out": None}
 CONFIG = {"config": OPTIONS, "environment": {"device": "cpu", "devices": 2}, "date": "2026-01-01"}

@@ -232,12 +232,15 @@ def test_results_that_went_while_a_run_was_at_work_are_missed(tmp_path):
   metrics.write_accuracies(tmp_path, {})
   row = lambda seed, number: {"method": "local", "seed": seed, "round": number}
   metrics.append_metrics(tmp_path, [row(seed, number) for seed in (0, 1) for number in (1, 2)])
-  folders.require_whole(tmp_path, config, {"local": 2})
+  names = ("summary.json", "accuracies.json")
+  folders.require_whole(tmp_path, {"local": 4}, names)
   with pytest.raises(Incomplete, match=r"missing at the end are 2 of 6 rows of local; "):
-    folders.require_whole(tmp_path, config, {"local": 3})
+    folders.require_whole(tmp_path, {"local": 6}, names)
+  with pytest.raises(Incomplete, match=r"are models/0, .*models/6 and 3 more; "):
+    folders.require_whole(tmp_path, {}, [f"models/{i}" for i in range(12)])
   (tmp_path / "config.json").unlink()
   with pytest.raises(Incomplete, match=r"are config\.json; "):
-    folders.require_whole(tmp_path, config, {"local": 2})
+    folders.require_whole(tmp_path, {"local": 4}, names)
   (tmp_path / "metrics.jsonl").unlink()
   with pytest.raises(BadInput, match=r"metrics\.jsonl: cannot be written"):
     metrics.append_metrics(tmp_path, [row(0, 3)])
