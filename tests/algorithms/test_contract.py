@@ -14,13 +14,26 @@ from qupeD_jax.engine import parallel
 from qupeD_jax.federation import losses
 from qupeD_jax.federation.aggregators import weighted_mean
 from qupeD_jax.federation.algorithm1 import Rates
-from qupeD_jax.federation.clients import LocalWork
-from qupeD_jax.quantization import ops, quantizers
+from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Cohort
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.sampling import with_sampling
 from qupeD_jax.wrappers.separate import separate
 from tests import toy
+from tests.algorithms.federations import (
+  DATA,
+  KEY,
+  KMEANS,
+  MODELS,
+  QUANTIZER,
+  RATES,
+  SERVER,
+  STEPS,
+  TOLERANCE,
+  cohorts,
+  make_local,
+  make_quped,
+)
 from tests.flat import (
   ditto,
   fedavg,
@@ -34,27 +47,6 @@ from tests.flat import (
   qupel,
 )
 
-MODELS = (toy.mlp(5), toy.mlp(8))
-SERVER = MODELS[1]
-QUANTIZER = quantizers.learned_codebook(max_bits=2)
-RATES = Rates(0.1, 0.01, 0.01)
-STEPS = {"work": LocalWork(steps=3, batch_size=4)}
-KEY = jax.random.key(7)
-DATA = jax.tree.map(jnp.asarray, toy.dataset(96))
-BITS = {0: 1, 1: 2, 2: 32, 3: 2, 4: 1, 5: 2, 6: 32, 7: 1}
-# The order of clients changes the order in which the server adds, and XLA may tile a product over
-# fewer clients in another way: sums of a few float32 terms of size 1, three rounds long.
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
-
-
-def cohorts(first=(0, 1, 2, 3), second=(4, 5, 6, 7), padding=2):
-  groups = (first, second)
-  return tuple(toy.cohort(g, [BITS[i] for i in g], padding=padding) for g in groups)
-
-
-def make_quped(**options):
-  return quped(SERVER, MODELS, QUANTIZER, rates=RATES, **STEPS, **options)
-
 
 def make_finetune():
   """Fine-tuning starts from a trained state, whose clients are those of the cohorts it is given."""
@@ -66,11 +58,10 @@ def make_finetune():
   def phase(trained):
     return finetune(MODELS, QUANTIZER, trained, server_model=SERVER, lambda_p=0.5, **STEPS)
 
-  return phase(None)._replace(init=init)
+  def personalize(key, state, data, cohorts):
+    return phase(state).personalize(key, state, data, cohorts)
 
-
-def make_local(quantizer=QUANTIZER):
-  return local(MODELS, quantizer, rates=RATES, **STEPS)
+  return phase(None)._replace(init=init, personalize=personalize)
 
 
 BEYOND_THE_PAPER = {
@@ -80,7 +71,6 @@ BEYOND_THE_PAPER = {
   "own_classes": True,
   "straight_through": 0.5,
 }
-KMEANS = quantizers.learned_codebook(max_bits=2, init=ops.kmeans_centers)
 PROXQUANT = quantizers.proxquant(max_bits=2)
 BINARY_RELAX = quantizers.binary_relax(max_bits=2, relaxation=lambda step: 1.0 + step)
 STE = quantizers.ste(max_bits=2, clip_weights=1.0)

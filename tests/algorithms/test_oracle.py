@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from qupeD_jax.federation import losses
-from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from tests import oracle, toy
+from tests.algorithms.comparing import (
+  BOTH,
+  MODEL,
+  PERSONAL,
+  STEPS,
+  assert_model,
+  assert_models,
+  assert_personal,
+)
 from tests.flat import (
   ditto,
   fedavg,
@@ -23,33 +31,7 @@ from tests.flat import (
   qupel,
 )
 
-MODEL = toy.linear()
-STEPS = {"work": LocalWork(steps=oracle.STEPS, batch_size=oracle.ROWS)}
-PERSONAL = {"rates": oracle.RATES, **STEPS}  # of the algorithms by proximal steps
-BOTH = {"rate": oracle.ETA, "global_rate": oracle.GLOBAL_RATE, **STEPS}  # of x and w by gradients
 QUANTIZER = quantizers.learned_codebook(max_bits=3)
-
-
-def close(actual, expected):
-  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-def assert_model(variables, expected):
-  for actual, tensor in zip(oracle.tensors(variables), expected, strict=True):
-    close(actual, tensor)
-
-
-def assert_models(variables, expected):
-  """One model per client."""
-  for actual, tensors in zip(oracle.tensors(variables), zip(*expected, strict=True), strict=True):
-    close(actual, np.stack(tensors))
-
-
-def assert_personal(personal, xs, cs):
-  assert_models(personal.variables, xs)
-  for i, centers in enumerate(cs):
-    if centers is not None:
-      close(personal.codebooks["dense_1/kernel"][i][: len(centers)], centers)
 
 
 def assert_both(algorithm, expected):

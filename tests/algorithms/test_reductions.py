@@ -14,7 +14,7 @@ from qupeD_jax.quantization import quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.separate import separate
 from tests import toy
-from tests.algorithms.test_contract import (
+from tests.algorithms.federations import (
   DATA,
   KEY,
   KMEANS,

@@ -9,7 +9,7 @@ import pytest
 
 from qupeD_jax.checks import BadInput
 from qupeD_jax.federation import algorithm1
-from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step, init_personal
+from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step
 from qupeD_jax.federation.batches import Rows, draw_rows
 from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.federation.gradients import sgd_step, value_at
@@ -17,6 +17,7 @@ from qupeD_jax.federation.objectives import held_classes, personal_loss
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.types import Dataset
 from tests import toy
+from tests.federation.quadratics import on_kernel, personal, quadratic
 
 KEY = jax.random.key(3)
 
@@ -134,25 +135,6 @@ def test_sgd_step_descends_by_the_rate():
   expected = x - 0.1 * jax.grad(value)(x)
   np.testing.assert_allclose(after["params"]["dense_1"]["kernel"], expected, rtol=1e-6)
   assert after["stats"] == {"new": 2}
-
-
-def quadratic(seed=0, rows=12, columns=6):
-  """f(x) = ||A x - b||^2 / (2 rows), its smoothness L, and where to start."""
-  rng = np.random.default_rng(seed)
-  a = rng.normal(size=(rows, columns)).astype(np.float32)
-  b = rng.normal(size=rows).astype(np.float32)
-  smoothness = float(np.linalg.eigvalsh(a.T @ a / rows).max())
-  value = lambda x: jnp.sum((a @ x - b) ** 2) / (2 * rows)
-  return value, smoothness, jnp.asarray(rng.normal(size=columns).astype(np.float32))
-
-
-def personal(x, quantizer, bits=1):
-  variables = {"params": {"dense_1": {"kernel": x}}, "stats": {}}
-  return init_personal(variables, jnp.int32(bits), Rule(quantizer))
-
-
-def on_kernel(value):
-  return lambda variables: (value(variables["params"]["dense_1"]["kernel"]), {})
 
 
 def test_an_infinite_pull_snaps_to_the_centers_in_one_step():

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.federation.test_client import on_kernel, personal, quadratic
 
 from qupeD_jax.federation import stationarity
 from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step
@@ -13,6 +12,7 @@ from qupeD_jax.federation.batches import Batch
 from qupeD_jax.federation.objectives import personal_loss
 from qupeD_jax.quantization import ops, prox, quantizers
 from tests import toy
+from tests.federation.quadratics import on_kernel, personal, quadratic
 from tests.flat import local
 
 STEP = jnp.int32(0)

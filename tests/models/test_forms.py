@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from qupeD_jax import checks
 from qupeD_jax.models.conv import forms
+from tests.models.loops import loop_convolution
 
 PRODUCTS = ("im2col", "tiles")  # forms without a convolution
 FAST_FORMS = (*PRODUCTS, "serial")
@@ -119,18 +120,6 @@ def test_convolution_equals_a_scalar_loop(case, form, stride):
   x, kernel, _ = operands(case)
   got = jax.jit(lambda x, kernel: forms.conv(x, kernel, form, stride=stride))(x, kernel)
   np.testing.assert_allclose(got, loop_convolution(x, kernel)[:, ::stride, ::stride], **FLOAT32)
-
-
-def loop_convolution(x, kernel):
-  x, kernel = np.asarray(x), np.asarray(kernel)
-  size, low = kernel.shape[0], kernel.shape[0] // 2
-  y = np.zeros((*x.shape[:3], kernel.shape[-1]))
-  for row, column in np.ndindex(*x.shape[1:3]):
-    for down, right in np.ndindex(size, size):
-      i, j = row + down - low, column + right - low
-      if 0 <= i < x.shape[1] and 0 <= j < x.shape[2]:
-        y[:, row, column] += x[:, i, j] @ kernel[down, right]
-  return y
 
 
 @pytest.mark.parametrize("stride", [1, 2])

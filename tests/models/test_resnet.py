@@ -17,7 +17,7 @@ from qupeD_jax.models import flops
 from qupeD_jax.models.conv import forms
 from qupeD_jax.quantization import ops
 from qupeD_jax.results import account
-from tests.models.test_forms import loop_convolution
+from tests.models.loops import loop_convolution
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 CHECKPOINT = DATA / "resnet20_cifar10_fp.safetensors"

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from qupeD_jax.io import packing
 from qupeD_jax.quantization import codebook, ops
 from tests import oracle
+from tests.quantization.tensors import PARAMS, normal
 
 finite = st.floats(-4, 4, width=32, allow_subnormal=False)
 tensors = hnp.arrays(np.float32, st.integers(1, 12), elements=finite)
@@ -20,10 +21,6 @@ codebooks = st.lists(finite, min_size=1, max_size=8).map(sorted)
 
 def pad(centers, slots=8):
   return np.array([*centers, *[np.inf] * (slots - len(centers))], np.float32)
-
-
-def normal(seed, *shape):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @given(tensors, codebooks)
@@ -235,13 +232,6 @@ def test_scaled_centers_of_zeros_keep_a_scale():
 
 
 # --- whole models
-
-PARAMS = {
-  "stem": {"kernel": normal(0, 3, 5), "bias": normal(1, 5)},
-  "dense_1": {"kernel": normal(2, 5, 5), "bias": normal(3, 5)},
-  "norm_1": {"scale": normal(4, 5)},
-  "head": {"kernel": normal(5, 5, 2), "bias": normal(6, 2)},
-}
 
 
 def test_only_inner_kernels_are_quantised():

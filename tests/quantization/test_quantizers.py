@@ -12,9 +12,9 @@ from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step, init_
 from qupeD_jax.federation.gradients import sgd_step
 from qupeD_jax.quantization import codebook, ops, quantizers
 from tests import oracle, toy
-from tests.algorithms.test_oracle import BOTH, MODEL, PERSONAL, STEPS, assert_model, assert_personal
+from tests.algorithms.comparing import BOTH, MODEL, PERSONAL, STEPS, assert_model, assert_personal
 from tests.flat import finetune, local, quped, qupel
-from tests.quantization.test_ops import PARAMS, normal
+from tests.quantization.tensors import PARAMS, normal
 
 STEP = jnp.int32(0)
 FIXED = {"max_bits": 3, "init": ops.fixed_centers}
