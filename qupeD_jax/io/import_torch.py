@@ -5,7 +5,8 @@
 FILE.safetensors holds a state dict, as `safetensors.torch.save_file(network.state_dict(), FILE)`
 writes it, of a residual network in the usual CIFAR implementation: conv1, bn1, layer1 to layer3 and
 linear, or fc; what wrappers put before these names is taken off. What --out writes is the file of a
-shipped model (packing.py) in which nothing is quantised.
+shipped model (packing.py) in which nothing is quantised: it can be started from, exported and
+asked for predictions. What the network was told of images, --mean and --std, no state dict says.
 """
 
 import contextlib
@@ -23,9 +24,13 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qupeD_jax import command_line, models
-from qupeD_jax.checks import BadInput, require
+from qupeD_jax.checks import BadInput, positive, require
 from qupeD_jax.io import packing, tensor_file
-from qupeD_jax.types import PyTree
+from qupeD_jax.types import FULL_PRECISION, PyTree
+
+# Of CIFAR-10's training images, per channel, as such networks are commonly told them.
+MEAN = tuple(255 * share for share in (0.4914, 0.4822, 0.4465))
+STD = tuple(255 * share for share in (0.2023, 0.1994, 0.2010))
 
 NAMES = tuple(name for name in models.NAMES if name.startswith("resnet"))
 
@@ -222,22 +227,45 @@ class Options:
   """Logits of the network."""
   image_shape: models.ImageShape = (32, 32, 3)
   """Height, width and channels of its images."""
+  mean: tuple[float, ...] = ()
+  """What it takes off each channel, 0 to 255; by default, of three channels, CIFAR-10's mean."""
+  std: tuple[float, ...] = ()
+  """What it divides each channel by then; by default, of three, CIFAR-10's standard deviation."""
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command line; returns 0, or 2 for what cannot be done."""
   try:
     options = command_line.parse(Options, arguments, prog="quped import-torch")
-    about = options.model, options.num_classes, options.image_shape
-    variables = load(options.file, *about)
+    network = options.model, options.num_classes, options.image_shape
+    variables = load(options.file, *network)
     print(f"{options.model}: {_summary(variables)}")
     if options.out is not None:
-      metadata = dict(zip(("model", "num_classes", "image_shape"), about, strict=True))
-      packing.save(options.out, packing.pack(variables, {}), metadata)
+      about = models.make(*network, mean=_mean(options), std=_std(options)).about
+      packing.save(options.out, packing.pack(variables, {}), {"bits": FULL_PRECISION, **about})
       print(options.out)
   except BadInput as error:
     return command_line.fail(command_line.in_flags(error, command_line.leaves(Options)))
   return 0
+
+
+def _mean(options: Options) -> tuple[float, ...]:
+  return _per_channel("mean", options.mean or MEAN, options.image_shape[-1])
+
+
+def _std(options: Options) -> tuple[float, ...]:
+  values = _per_channel("std", options.std or STD, options.image_shape[-1])
+  for value in values:
+    positive("std", value)
+  return values
+
+
+def _per_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+  """Requires a finite number for every channel."""
+  fits = len(values) == channels and bool(np.isfinite(values).all())
+  shown = " ".join(f"{value:g}" for value in values)
+  require(fits, name, shown, f"a finite number for each channel, of which there are {channels}")
+  return values
 
 
 def _summary(variables: PyTree) -> str:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from qupeD_jax import models
 from qupeD_jax.checks import BadInput
-from qupeD_jax.io import import_torch, packing
+from qupeD_jax.io import import_torch, packing, shipped
 from qupeD_jax.quantization import ops
 
 CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "resnet20_cifar10_fp.safetensors"
@@ -187,8 +187,22 @@ def test_the_command_writes_what_can_be_read_back(tmp_path, capsys):
   variables = import_torch.load(CHECKPOINT, "resnet20")
   chex.assert_trees_all_equal(import_torch.read_variables(out, "resnet20"), variables)
   chex.assert_trees_all_equal(import_torch.read_variables(CHECKPOINT, "resnet20"), variables)
-  metadata = {"model": "resnet20", "num_classes": 10, "image_shape": [32, 32, 3]}
-  assert packing.load(out)[1] == metadata
+  about = shipped.read(out).about
+  assert (about.model, about.bits, about.image_shape) == ("resnet20", 32, (32, 32, 3))
+  assert about.mean == pytest.approx((125.307, 122.961, 113.8575))
+  assert about.std == pytest.approx((51.5865, 50.847, 51.255))
+
+
+def test_what_the_command_writes_knows_of_its_images_what_it_is_told(saved, tmp_path, capsys):
+  path, out = saved(channels=1), tmp_path / "out.safetensors"
+  typed = [str(path), "--model", "resnet8", "--image-shape", "28", "28", "1", "--out", str(out)]
+  assert import_torch.main([*typed, "--mean", "33.3", "--std", "78.5"]) == 0
+  assert shipped.read(out).about.mean == pytest.approx((33.3,))
+  assert shipped.read(out).about.std == pytest.approx((78.5,))
+  for wrong in ((), ("--mean", "nan"), ("--mean", "1", "2"), ("--mean", "1", "--std", "0")):
+    assert import_torch.main([*typed, *wrong]) == 2
+    option = "--std" if "--std" in wrong else "--mean"
+    assert capsys.readouterr().err.startswith(f"error: {option} ")
 
 
 def test_the_command_takes_other_classes_and_channels(saved, capsys):
