@@ -5,9 +5,9 @@
 # make profile [ARGS="--method quped"]                            where a training step's time goes
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
-# make docs-tools                                                  install what builds that site
 # make export-tools                                                install what writes ONNX, Core ML, StableHLO
 # make docs                                                        the documentation as a site, build/site
+# make docs-tools                                                  install what builds that site
 # make test                                                        run all tests
 # make lint                                                        check the style of the code
 # make setup [ACCELERATOR=cuda13]                                  install jax for cpu, cuda12, cuda13 or tpu

@@ -5,6 +5,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -44,6 +45,18 @@ def test_links_of_the_readme_lead_to_pages_of_the_site(site):
   for name in ("LICENSE.txt", "CITATION.cff.txt", "CONTRIBUTING.html"):
     assert f'href="{name}"' in page
     assert (site / name).exists()
+
+
+def test_every_link_leads_to_a_file(site):
+  """Those of notebooks and docstrings, too, at which MkDocs does not look."""
+  broken = {
+    (page.relative_to(site).as_posix(), link)
+    for page in site.rglob("*.html")
+    if page.name != "404.html"  # served anywhere, so that its links begin at the root
+    for link in re.findall(r'(?:href|src)="([^":#?]+)["#?]', page.read_text("utf-8"))
+    if not (page.parent / unquote(link)).exists()
+  }
+  assert broken == set()
 
 
 def test_tables_of_results_are_on_the_experiments_page(site):

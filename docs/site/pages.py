@@ -60,13 +60,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def linked() -> set[str]:
-  """Returns the paths, in the repository, that the README and docs/ link to."""
-  sources = [(ROOT / name, "") for name in _front()] + [
-    (path, "docs") for path in DOCS.glob("*.md")
-  ]
+  """Returns the paths, in the repository, that pages in its root and in docs/ link to."""
+  pages = [(ROOT / name, "") for name in _front()]
+  pages += [(path, "docs") for path in DOCS.iterdir() if path.suffix in (".md", ".ipynb")]
   return {
     _target(link, folder)
-    for path, folder in sources
+    for path, folder in pages
     for link in _LINK.findall(path.read_text("utf-8"))
   }
 
@@ -74,10 +73,21 @@ def linked() -> set[str]:
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
   """Leads the links of the README and of docs/ to where their targets lie in the site."""
   name = page.file.src_uri
-  if "/" in name:
+  if "/" in name or name.endswith(".ipynb"):
     return markdown
   folder = "docs" if (DOCS / name).exists() else ""
   return _LINK.sub(lambda link: moved(link.group(), folder), markdown)
+
+
+def on_page_content(html: str, page: Page, files: Files, **kwargs: Any) -> str:
+  """Leads the links of a notebook, which MkDocs leaves as they are, likewise."""
+
+  def led(link: re.Match) -> str:
+    file = files.get_file_from_path(moved(link.group(), "docs"))
+    return file.url_relative_to(page.file) if file else link.group()
+
+  is_notebook = page.file.src_uri.endswith(".ipynb")
+  return re.sub(r'(?<=href=")[^"#:]+', led, html) if is_notebook else html
 
 
 def moved(link: str, folder: str) -> str:
