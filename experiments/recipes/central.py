@@ -68,8 +68,8 @@ class Recipe:
 
 
 # One client that holds all rows has no server, and nobody beside it.
-ALONE = ("clients", "partition", "classes_per_client", "alpha", "clients_per_step", "store")
-ALONE += ("server", "faults", "variants")
+ALONE = ("clients", "partition", "classes_per_client", "alpha", "min_test_rows")
+ALONE += ("clients_per_step", "store", "server", "faults", "variants")
 
 
 @dataclasses.dataclass(frozen=True)

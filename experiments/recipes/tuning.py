@@ -32,10 +32,12 @@ Scores = dict[str, list[float] | None]
 
 # What every method that takes it is tried with, and bits, which are those of the method.
 TRIED = ("weights_rate", "fedavg_finetune_rate", "lambda_p", "mu", "inner_rate", "penalty", "bits")
+# What tests and reports alone would take.
+UNSEEN = ("max_test_rows", "delta")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning(withheld(Options, *TRIED)):
+class Tuning(withheld(Options, *TRIED, *UNSEEN)):
   """A search; the hyperparameters are those that all configurations share."""
 
   only: tuple[str, ...] = ()

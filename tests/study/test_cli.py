@@ -486,6 +486,11 @@ def test_what_follows_the_rounds_follows_them():
     (("--alpha", "0.3"), "--alpha 0.3: has no effect with --partition by_class"),
     (("--trim", "0.3"), "--trim 0.3: has no effect with --aggregate None"),
     (("--corruption", "nan"), "--corruption nan: has no effect with --corrupt 0"),
+    (("--join-timeout", "9"), "--join-timeout 9: has no effect with --coordinator None"),
+    (
+      ("--dataset", "own.npz", "--data-dir", "."),
+      "--data-dir .: has no effect with --dataset own.npz",
+    ),
   ],
 )
 def test_an_option_that_plays_no_part_is_refused(refusal, typed, line):
@@ -496,6 +501,11 @@ def test_an_option_that_plays_no_part_is_refused(refusal, typed, line):
 def test_a_number_beyond_all_counting_is_refused(refusal, name):
   line = refusal("quickstart", name, str(10**10))
   assert line == f"{name} {10**10}: allowed is a whole number of at most {2**31 - 1}"
+
+
+def test_more_clients_than_rows_are_refused_before_they_are_dealt_any(refusal):
+  line = refusal("quickstart", "--clients", str(10**8))
+  assert re.match(rf"--clients {10**8}: allowed is at most \d+, so that each has 2 of", line)
 
 
 def test_a_file_that_is_no_experiment_is_named_and_the_others_listed(tmp_path, monkeypatch, capsys):

@@ -36,7 +36,7 @@ VALUES = {
   "coordinator": ((), ("nowhere", ":1", "host:port", "host:99999999")),
   "processes": ((), ("2", "0")),
   "process": ((), ("0", "-1")),
-  "join_timeout": (("9",), ("0", "-1", "x")),
+  "join_timeout": ((), ("9", "0", "-1", "x")),
   "clients_per_step": (("1", "2", "None"), ("0", "-1", "x")),
   "store": (("device", "host", "disk"), ("cloud",)),
   "checkpoint_every": (("0", "1", "None"), ("-1", "x")),
