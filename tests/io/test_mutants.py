@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from experiments.recipes import tuned, tuning
 from qupeD_jax.data import sources
 from qupeD_jax.io import files, packing, tensor_file
+from qupeD_jax.results import folder as reports
 from qupeD_jax.results import metrics, page, plots, statistics
 from qupeD_jax.results.plots import over_rounds
 from qupeD_jax.study import parts
@@ -96,7 +97,7 @@ def test_a_results_folder_is_shown_or_refused(folder, name, monkeypatch):
   @given(MUTANTS[name])
   def check(content):
     path.write_bytes(content)
-    use = lambda: (page.html_page(page.read_results(folder)), parts.differences(folder, OPTIONS))
+    use = lambda: (page.html_page(reports.read(folder)), parts.differences(folder, OPTIONS))
     seen.add(mutate.reads_or_refuses(use, where))
 
   try:
