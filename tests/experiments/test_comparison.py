@@ -21,6 +21,7 @@ from qupeD_jax.study import federation as fed
 from qupeD_jax.study import jobs, methods, study, training
 from qupeD_jax.study.errors import Incomplete
 from qupeD_jax.study.options import Hyperparameters, Options, replaced
+from tests import untrained as without_training
 
 SMALL = {
   "dataset": "digits", "models": ("mlp2",), "clients": 6, "rounds": 4, "finetune_rounds": 1,
@@ -310,27 +311,8 @@ def test_a_table_for_every_number_of_classes(tmp_path, values):
 
 @pytest.fixture
 def untrained(monkeypatch):
-  """Lets studies go through all but the training: methods score at random."""
-
-  def run_job(job, folder, bar, saves, sitter, board):
-    del sitter, board
-    saves.cut_back(0)
-    seeds, clients = job.options.run.seeds, job.federation.num_clients
-    rng = np.random.default_rng(len(job.variants))
-    entries, accuracies = {}, {}
-    for method, variant in job.variants.items():
-      scores = {"personal": rng.random((seeds, clients))}
-      entries[method] = study.summarise(job, method, scores, seconds=1.0)
-      accuracies[method] = {"seeds": [*range(seeds)], "accuracy": scores["personal"]}
-      row = {"method": method, "loss": 1.0, "dropped": 0, "accuracy": 0.5}
-      counted = itertools.product(range(seeds), range(sum(p.rounds for p in job.phases)))
-      rows = [row | {"seed": seed, "round": done + 1} for seed, done in counted]
-      metrics.append_metrics(folder, rows)
-      assert set(variant.bits) <= {1, 2, 3, 32}
-    bar.advance(1, [row], 1)
-    return entries, accuracies
-
-  monkeypatch.setattr(study, "run_job", run_job)
+  """Lets studies go through all but the training."""
+  monkeypatch.setattr(study, "run_job", without_training.run_job)
 
 
 def test_parts_are_taken_over_and_not_trained_again(untrained, tmp_path, values, monkeypatch):
