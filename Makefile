@@ -9,13 +9,15 @@
 # make docs                                                        the documentation as a site, build/site
 # make docs-tools                                                  install what builds that site
 # make test                                                        run all tests
+# make test-short PYTHON=python3.13 VENV=.venv-3.13                a few, of what compilers break
 # make lint                                                        check the style of the code
 # make setup [ACCELERATOR=cuda13]                                  install jax for cpu, cuda12, cuda13 or tpu
 # make ... PYTHON=python3.12                                       with another Python, of 3.11 or later
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 # NAME is one word and ARGS are words, as a shell has them; neither make nor a shell runs what is in
@@ -36,22 +38,22 @@ export RUN
 PIP := install --quiet --disable-pip-version-check --retries 1 --timeout 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test bench profile lint data demo export-tools docs docs-tools
+.PHONY: help setup experiment experiments report test test-short bench profile lint data demo export-tools docs docs-tools
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
 
-.venv: .venv/installed
+$(VENV): $(VENV)/installed
 
-.venv/installed: pyproject.toml requirements.txt requirements/test.txt
+$(VENV)/installed: pyproject.toml requirements.txt requirements/test.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	@$(BIN)/pip $(PIP) --editable ".[test]" 2> .venv/log || \
-	  { echo "error: packages are not installed: $$(tail -n 1 .venv/log)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip $(PIP) --editable ".[test]" 2> $(VENV)/log || \
+	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; exit 1; }
 	@touch $@
 
-setup: .venv
+setup: $(VENV)
 	@case "$$ACCELERATOR" in \
 	  cpu) ;; \
 	  cuda12|cuda13|tpu) $(BIN)/pip $(PIP) \
@@ -60,23 +62,27 @@ setup: .venv
 	esac
 	@$(BIN)/python -c 'import jax; print("jax", jax.__version__, "on", jax.devices())'
 
-experiment: .venv
+experiment: $(VENV)
 	@$(BIN)/python -c "$$RUN" experiments $${NAME:+"$$NAME"}
 
-experiments: .venv
+experiments: $(VENV)
 	@$(BIN)/python -m experiments
 
 # Results are in results/; reports of those that come with the repository go to results/reports/.
-report: .venv
+report: $(VENV)
 	@test -n "$$NAME" || { echo "error: NAME is missing, as in make report NAME=quickstart" >&2; exit 2; }
 	@if ! test -d "results/$$NAME" && test -d "experiments/results/$$NAME"; \
 	then $(BIN)/python -m qupeD_jax report "experiments/results/$$NAME" "results/reports/$$NAME"; \
 	else $(BIN)/python -m qupeD_jax report "results/$$NAME"; fi
 
-test: .venv
+test: $(VENV)
 	$(BIN)/python -m pytest
 
-bench: .venv
+test-short: $(VENV)
+	$(BIN)/python -m pytest --dist load -k "not ditto and not sampling" \
+	  tests/engine/test_parallel.py tests/federation/test_aggregators.py
+
+bench: $(VENV)
 	@$(BIN)/python -c "$$RUN" benchmarks.steps
 
 # Runs quickstart first where it has not run. The page's runtime is fetched by npm, once.
@@ -85,9 +91,9 @@ demo: export-tools
 	@$(BIN)/python -m qupeD_jax export results/quickstart --client 0 --to web --out results/quickstart/web
 	@$(BIN)/python -c "$$RUN" qupeD_jax serve results/quickstart/web
 
-export-tools: .venv/exporting
+export-tools: $(VENV)/exporting
 
-.venv/exporting: requirements/export.txt .venv/installed
+$(VENV)/exporting: requirements/export.txt $(VENV)/installed
 	$(BIN)/pip $(PIP) --editable ".[export]"
 	@touch $@
 
@@ -95,24 +101,24 @@ docs: docs-tools
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -d build/site"
 
-docs-tools: .venv/documenting
+docs-tools: $(VENV)/documenting
 
-.venv/documenting: requirements/docs.txt .venv/installed
+$(VENV)/documenting: requirements/docs.txt $(VENV)/installed
 	$(BIN)/pip $(PIP) --editable ".[docs]"
 	@touch $@
 
-profile: .venv
-	@$(BIN)/python -m benchmarks.profile $(ARGS)
+profile: $(VENV)
+	@$(BIN)/python -c "$$RUN" benchmarks.profile
 
-lint: .venv
+lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # TensorFlow is needed to prepare images, not to read them: it gets an environment of its own.
-data: .venv
+data: $(VENV)
 	@test -n "$$NAME" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
 	@$(BIN)/python -m qupeD_jax data --check "$$NAME"
 	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip $(PIP) \
-	  -r requirements.txt tensorflow-cpu 2> .venv/log; } || \
-	  { echo "error: packages are not installed: $$(tail -n 1 .venv/log)" >&2; rm -rf .venv-data; exit 1; }
+	  -r requirements.txt tensorflow-cpu 2> $(VENV)/log; } || \
+	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; rm -rf .venv-data; exit 1; }
 	@.venv-data/bin/python -c "$$RUN" qupeD_jax data "$$NAME"
