@@ -161,7 +161,7 @@ def test_a_processor_passes_for_several_devices_that_are_patient(flags, found):
   """As many as asked for, unless XLA_FLAGS say otherwise; those flags are kept."""
   code = """
 import os, jax
-from qupeD_jax import parallel
+from qupeD_jax.engine import parallel
 for _ in range(2):
   parallel.split_processor(3)
 print(jax.device_count(), os.environ["XLA_FLAGS"])
