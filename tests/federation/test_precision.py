@@ -10,6 +10,7 @@ from qupeD_jax.algorithms.quped import quped
 from qupeD_jax.engine import loop, programs
 from qupeD_jax.federation import aggregators, stationarity
 from qupeD_jax.federation.algorithm1 import Rates
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.types import Model
 from tests import toy
@@ -42,7 +43,7 @@ def products(fn, *arguments) -> list[str]:
 def test_training_and_scoring_multiply_at_full_precision(sharpness, combine):
   model, data = without_products(), jax.tree.map(jnp.asarray, toy.dataset())
   quantizer = quantizers.learned_codebook(max_bits=BITS, sharpness=sharpness)
-  steps = {"local_steps": 2, "batch_size": 4, "aggregate": combine}
+  steps = {"work": LocalWork(2, 4), "aggregate": combine}
   build = lambda _: quped(model, (model,), quantizer, **steps)
   cohorts = (toy.cohort((0, 1), (BITS, 1)),)
   one = loop.Runs(jax.random.key(0), cohorts)
