@@ -35,7 +35,7 @@ except ValueError as error:
 os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:], *words])
 endef
 export RUN
-PIP := install --quiet --disable-pip-version-check --retries 1 --timeout 10
+PIP := install --quiet --disable-pip-version-check --retries 2 --timeout 15
 
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment experiments report test test-short bench profile lint data demo export-tools docs docs-tools

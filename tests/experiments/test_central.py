@@ -11,6 +11,7 @@ from experiments import cifar10_resnet20_table
 from experiments.recipes import central
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.checks import BadInput
+from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.io import import_torch
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.results import metrics
@@ -95,8 +96,13 @@ def test_algorithm_1_is_local_training_of_one_client(share):
   plain = {"finetune_rounds": 0, "momentum": 0.0, "weight_decay": 0.0, "straight_through": share}
   options, job = replaced(OPTIONS, **plain), job_of("Algorithm 1", **plain)
   quantizer = quantizers.learned_codebook(max_bits=2, clip=10.0, clip_weights=1.0)
-  work = {"rates": central.rates(options), "local_steps": 2, "batch_size": 16}
-  alone = local(federation().models, quantizer, straight_through=share, **work)
+  alone = local(
+    federation().models,
+    quantizer,
+    rates=central.rates(options),
+    straight_through=share,
+    work=LocalWork(steps=2, batch_size=16),
+  )
 
   @jax.jit
   def run(data, cohorts):
