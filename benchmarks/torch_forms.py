@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.workload import RATE, Form, Task, first_rows
 from qupeD_jax.engine import parallel
+from qupeD_jax.io.import_torch import TO_OURS, TO_TORCH
 from qupeD_jax.types import PyTree
 
 if importlib.util.find_spec("torch"):
@@ -24,9 +25,7 @@ if importlib.util.find_spec("torch"):
 else:
   torch = None
 
-# Kernels OIHW for HWIO, dense ones [out, in] for [in, out].
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-_TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+
 _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
@@ -249,7 +248,7 @@ def _load(network: "nn.Module", variables: PyTree) -> "nn.Module":
 
 
 def _tensor(leaf) -> "torch.Tensor":
-  return torch.from_numpy(np.array(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]), order="C"))
+  return torch.from_numpy(np.array(np.asarray(leaf).transpose(TO_TORCH[leaf.ndim]), order="C"))
 
 
 def _torch_name(path: str) -> str:
@@ -270,5 +269,5 @@ def _to_ours(tensors) -> PyTree:
     if kind in ("weight", "bias"):
       array = tensor.detach().cpu().numpy()
       kind = {("weight", 1): "scale", ("bias", 1): "bias"}.get((kind, array.ndim), "kernel")
-      ours["/".join([*modules, kind])] = array.transpose(_TO_OURS[array.ndim])
+      ours["/".join([*modules, kind])] = array.transpose(TO_OURS[array.ndim])
   return flax.traverse_util.unflatten_dict(ours, sep="/")

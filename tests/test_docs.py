@@ -27,6 +27,7 @@ from qupeD_jax.study import cli, jobs, study
 from qupeD_jax.study.federation import of_server
 from qupeD_jax.study.options import Options, replaced
 from tests import toy
+from tests.algorithms import test_contract
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXTENDING = "docs/extending.md"
@@ -220,6 +221,23 @@ def test_the_algorithm_shares_heads_and_nothing_else(run):
   assert len(np.unique(stems, axis=0)) == 4
   scored = algorithm.personalize(key, state, data, cohorts)["personal"]
   chex.assert_trees_all_equal(scored[1].variables, state.clients[1])
+
+
+def test_an_algorithm_takes_one_file_and_two_lines(run, monkeypatch):
+  """One line has the contract hold it to its promises, one a study train it (see above)."""
+  lg_fedavg = run("extending-an-algorithm").module.lg_fedavg
+  one_line = {"lg_fedavg": lambda: lg_fedavg(toy.mlp(8), work=LocalWork(3, 4))}
+  monkeypatch.setattr(test_contract, "ALGORITHMS", test_contract.ALGORITHMS | one_line)
+  test_contract.test_a_round_keeps_structure_shapes_and_dtypes("lg_fedavg")
+  test_contract.test_training_lowers_the_loss("lg_fedavg")
+  test_contract.test_what_stands_in_padding_rows_changes_nothing("lg_fedavg")
+  package = ROOT / "qupeD_jax"
+  named = {
+    str(path.relative_to(package))
+    for path in package.rglob("*.py")
+    if re.search(r"\bditto\b", path.read_text("utf-8"))
+  }
+  assert named == {"algorithms/ditto.py", "study/rivals.py", "__init__.py"}  # the last: `qj.ditto`
 
 
 def test_the_partition_deals_every_row_by_a_power_law(run):

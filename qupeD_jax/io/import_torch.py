@@ -53,8 +53,8 @@ _VARIANCES = ("running_var", "/var")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning and others
 _IGNORED = "num_batches_tracked"  # for a momentum that changes; ours does not
 # By rank: kernels OIHW and HWIO, dense ones [out, in] and [in, out], vectors.
-_TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
 
 def load(
@@ -179,11 +179,11 @@ def _shapes(
 
 
 def _to_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
-  return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+  return tuple(shape[axis] for axis in TO_TORCH[len(shape)])
 
 
 def _to_ours(tensor: np.ndarray) -> np.ndarray:
-  return np.array(tensor.transpose(_TO_OURS[tensor.ndim]), np.float32, order="C")
+  return np.array(tensor.transpose(TO_OURS[tensor.ndim]), np.float32, order="C")
 
 
 def _require_fit(
