@@ -41,7 +41,8 @@ def separate(algorithms: tuple[Algorithm, ...]) -> Algorithm:
       algorithm.personalize(rng.stream(key, "federations", i), s, data, (cohort,))
       for i, (algorithm, s, cohort) in enumerate(parts)
     ]
-    return {name: tuple(models[name][0] for models in shown) for name in shown[0]}
+    common = [name for name in shown[0] if all(name in models for models in shown)]
+    return {name: tuple(models[name][0] for models in shown) for name in common}
 
   return Algorithm(init, round_fn, personalize)
 

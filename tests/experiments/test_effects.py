@@ -4,6 +4,7 @@ Experiments run as they are, down to what would train, write or meet other proce
 noted what arrives, and an option that arrives nowhere is found out.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -198,6 +199,7 @@ def notes():
     note("saves", saves.pace, saves.deadline)
     for job in jobs.values():
       note_job(job, folder, saves)
+    return collections.Counter()
 
   def note_job(job, folder, saves):
     note("variants", job.variants, training._keys(job))
@@ -249,7 +251,7 @@ def notes():
       (folders, "held", nobody), (folders, "begin", begin), (folders, "end", doing_nothing),
       (folders, "require_whole", doing_nothing), (resume, "deadline", lambda minutes: minutes),
       (study, "run_jobs", run_jobs), (study, "draw", doing_nothing),
-      (parts, "read", lambda taken, config: note("parts", taken)),
+      (parts, "read", lambda taken, *_: note("parts", taken)),
       (plots, "clients", doing_nothing), (plots, "pareto", doing_nothing),
       (groups, "write", doing_nothing), (metrics, "read_metrics", lambda folder: []),
       (metrics, "read_summary", doing_nothing), (tables, "print_table", doing_nothing),

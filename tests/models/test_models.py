@@ -213,7 +213,7 @@ LISTED = "mlp, mlp2, cnn1, cnn2, cnn3, resnet8, resnet20, resnet32"
     ({"image_shape": (3, 8, 1)}, r"image shape \(3, 8, 1\): allowed is 4x4 or larger"),
     ({"image_shape": (8, 8, 0)}, "image shape 0: allowed is a whole number of at least 1"),
     ({"mean": (1.0, 2.0)}, "mean .*: allowed is one number, or one for each of 1 channels"),
-    ({"std": 0.0}, "std .*: allowed is above 0"),
+    ({"std": 0.0}, "std .*: allowed is finite and above 0"),
     (
       {"name": "resnet8", "channels": (8, 4)},
       r"channels \(8, 4\): allowed is in rising order: shortcuts drop none",

@@ -54,7 +54,7 @@ VALUES = {
   "input_std": (("80",), ("0", "-1", "1 2 3", "nan")),
   "dtype": (("float32", "bfloat16"), ("float16",)),
   "bits": (("1 2", "3", "8 32", "32"), ("0", "9", "16", "2 33", "")),
-  "rounds": (("1", "2", "3"), COUNT[1][:4]),
+  "rounds": (("2", "3"), ("1", *COUNT[1][:4])),
   "finetune_rounds": (("0", "1"), ("-1", "3", "7", "1.5")),
   "local_steps": (("1", "2"), COUNT[1][:4]),
   "batch_size": (("1", "4"), ("0", "-1", "5000", "x")),
@@ -97,7 +97,7 @@ VALUES = {
   "final_rate": SHARE,
 }
 # What every run is given first: a few clients, little work.
-BASE = "--clients 4 --models mlp2 --rounds 2 --finetune-rounds 1 --local-steps 1 --batch-size 4"
+BASE = "--clients 4 --models mlp2 --rounds 3 --finetune-rounds 1 --local-steps 1 --batch-size 4"
 BASE += " --seeds 1 --eval-every 2 --train-share 0.2 --validation 0.2 --max-test-rows 5"
 JOBS = (
   methods.local_training,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qupeD_jax import shares
-from qupeD_jax.federation import aggregators
+from qupeD_jax.federation import aggregators, privacy
 from qupeD_jax.study import faults
 from qupeD_jax.study.options import Options, replaced
 from qupeD_jax.wrappers import sampling
@@ -48,7 +48,7 @@ def test_as_many_are_drawn_as_are_accounted_for(fraction, monkeypatch):
   found = jax.jit(lambda numbers: jax.lax.map(drawn, numbers))(numbers)
   accounted = []
   monkeypatch.setattr(
-    faults.privacy, "epsilon", lambda _, participants, **rest: accounted.append(participants) or 0.0
+    privacy, "epsilon", lambda _, participants, **rest: accounted.append(participants) or 0.0
   )
   options = replaced(
     Options(), aggregate="clipped_mean", noise_multiplier=1.0, participation=fraction
