@@ -193,7 +193,7 @@ def notes():
     for job in jobs:
       note("privacy", [study.about_privacy(job, method) for method in job.variants])
       note_job(job, folder, saves)
-    return {}
+    return {}, set()
 
   def search(jobs, options, folder, console, saves, *shown):
     note("saves", saves.pace, saves.deadline)
