@@ -34,6 +34,7 @@ from qupeD_jax.study.jobs import (
   widest_codebook,
 )
 from qupeD_jax.study.options import Options, settled
+from qupeD_jax.types import Algorithm, Model
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.separate import part, separate
 
@@ -181,17 +182,7 @@ def quped_quantised(
   variants = precisions("QuPeD", options, federation, bits, mixed)
 
   def build(options, _):
-    return quped(
-      federation.models[0],
-      federation.models,
-      widest_codebook(options, variants),
-      distillation=distillation_of(options),
-      rates=personal_rates(options),
-      global_step=global_step_of(options),
-      simultaneous=options.variants.simultaneous,
-      work=local_work(options, federation),
-      aggregate=aggregate_of(options, federation.num_clients, quped),
-    )
+    return _as_in_the_paper(options, federation, variants, federation.models)
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
@@ -250,21 +241,9 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
   """
   variants = {"QuPeD within groups": Variant(bits)}
 
-  def build_one(options, model):
-    return quped(
-      model,
-      (model,),
-      widest_codebook(options, variants),
-      distillation=distillation_of(options),
-      rates=personal_rates(options),
-      global_step=global_step_of(options),
-      simultaneous=options.variants.simultaneous,
-      work=local_work(options, federation),
-      aggregate=aggregate_of(options, federation.num_clients, quped),
-    )
-
   def build(options, _):
-    return separate(tuple(build_one(options, model) for model in federation.models))
+    build_one = lambda model: _as_in_the_paper(options, federation, variants, (model,))
+    return separate(tuple(map(build_one, federation.models)))
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
@@ -280,6 +259,23 @@ def quped_within_groups(options: Options, federation: Federation, bits: np.ndarr
 
   phases = frozen_last(options, variants, build, build_last)
   return Job(options, federation, variants, tuple(p._replace(separate=True) for p in phases))
+
+
+def _as_in_the_paper(
+  options: Options, federation: Federation, variants: dict[str, Variant], models: tuple[Model, ...]
+) -> Algorithm:
+  """Builds the paper's QuPeD of some architectures, the first of which is the server's."""
+  return quped(
+    models[0],
+    models,
+    widest_codebook(options, variants),
+    distillation=distillation_of(options),
+    rates=personal_rates(options),
+    global_step=global_step_of(options),
+    simultaneous=options.variants.simultaneous,
+    work=local_work(options, federation),
+    aggregate=aggregate_of(options, federation.num_clients, quped),
+  )
 
 
 def distillation_of(options: Options) -> Distillation:
