@@ -1,5 +1,6 @@
 """The Makefile: what is typed reaches Python as words, and nothing runs it on the way."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,15 @@ def make(tmp_path):
     (tmp_path / room).mkdir(parents=True)
     (tmp_path / room / f"{name}.py").write_text("import sys; print(sys.argv[1:])")
 
+  # Beneath `make test` a make would take its parent's options and speak of folders it enters.
+  of_make = {"MAKELEVEL", "MAKEFLAGS", "MFLAGS", "NAME", "ARGS"}
+  env = {name: value for name, value in os.environ.items() if name not in of_make}
+
   def make(*typed):
     command = ["make", "-f", MAKEFILE, *typed]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+      command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert not (tmp_path / "ran").exists()
     return done
 
