@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from qupeD_jax import data, models
+  from qupeD_jax.algorithms.apfl import apfl
   from qupeD_jax.algorithms.ditto import ditto
   from qupeD_jax.algorithms.fedavg import fedavg
+  from qupeD_jax.algorithms.fedbn import fedbn
   from qupeD_jax.algorithms.fedprox import fedprox
+  from qupeD_jax.algorithms.fedrep import fedrep
   from qupeD_jax.algorithms.finetune import finetune
   from qupeD_jax.algorithms.fml import fml
   from qupeD_jax.algorithms.local import local
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
   from qupeD_jax.algorithms.pfedme import pfedme
   from qupeD_jax.algorithms.quped import GlobalStep, quped
   from qupeD_jax.algorithms.qupel import qupel
+  from qupeD_jax.algorithms.scaffold import scaffold
   from qupeD_jax.checks import BadInput
   from qupeD_jax.engine.one_run import Progress, Result, run
   from qupeD_jax.federation.algorithm1 import Rates
@@ -45,9 +49,12 @@ __version__ = "0.1.0"
 
 _MODULES = ("data", "models")
 _HOMES = {
+  "algorithms.apfl": ("apfl",),
   "algorithms.ditto": ("ditto",),
   "algorithms.fedavg": ("fedavg",),
+  "algorithms.fedbn": ("fedbn",),
   "algorithms.fedprox": ("fedprox",),
+  "algorithms.fedrep": ("fedrep",),
   "algorithms.finetune": ("finetune",),
   "algorithms.fml": ("fml",),
   "algorithms.local": ("local",),
@@ -55,6 +62,7 @@ _HOMES = {
   "algorithms.pfedme": ("pfedme",),
   "algorithms.quped": ("GlobalStep", "quped"),
   "algorithms.qupel": ("qupel",),
+  "algorithms.scaffold": ("scaffold",),
   "checks": ("BadInput",),
   "engine.one_run": ("Progress", "Result", "run"),
   "federation.algorithm1": ("Rates",),

@@ -3,9 +3,12 @@
 import functools
 from collections.abc import Callable
 
+from qupeD_jax.algorithms import apfl as _apfl
 from qupeD_jax.algorithms import ditto as _ditto
 from qupeD_jax.algorithms import fedavg as _fedavg
+from qupeD_jax.algorithms import fedbn as _fedbn
 from qupeD_jax.algorithms import fedprox as _fedprox
+from qupeD_jax.algorithms import fedrep as _fedrep
 from qupeD_jax.algorithms import finetune as _finetune
 from qupeD_jax.algorithms import fml as _fml
 from qupeD_jax.algorithms import local as _local
@@ -13,6 +16,7 @@ from qupeD_jax.algorithms import per_fedavg as _per_fedavg
 from qupeD_jax.algorithms import pfedme as _pfedme
 from qupeD_jax.algorithms import quped as _quped
 from qupeD_jax.algorithms import qupel as _qupel
+from qupeD_jax.algorithms import scaffold as _scaffold
 from qupeD_jax.federation.objectives import Distillation
 
 _PARTS = {
@@ -42,3 +46,5 @@ ditto, fedavg, fedprox = flat(_ditto.ditto), flat(_fedavg.fedavg), flat(_fedprox
 finetune, fml, local = flat(_finetune.finetune), flat(_fml.fml), flat(_local.local)
 per_fedavg, pfedme = flat(_per_fedavg.per_fedavg), flat(_pfedme.pfedme)
 quped, qupel = flat(_quped.quped), flat(_qupel.qupel)
+apfl, fedbn = flat(_apfl.apfl), flat(_fedbn.fedbn)
+fedrep, scaffold = flat(_fedrep.fedrep), flat(_scaffold.scaffold)

@@ -421,6 +421,97 @@ def fml(p, q):
   return xs, w
 
 
+def fedrep(head_steps, head_rate):
+  """The head is the bias: it moves in a round's first steps, and the kernel in the others."""
+  body, heads = start()[0], [start()[1], start()[1]]
+  for _ in range(ROUNDS):
+    bodies = []
+    for i in range(2):
+      batch, phi = Batch(i), body
+      for t in range(STEPS):
+        g_kernel, g_bias = batch.gradient([phi, heads[i]])
+        if t < head_steps:
+          heads[i] = heads[i] - head_rate * g_bias
+        else:
+          phi = phi - ETA * g_kernel
+      bodies.append(phi)
+    body = np.mean(bodies, axis=0)
+  return [[body, head] for head in heads]
+
+
+def fedbn(first, momentum):
+  """Pixels normalised over the batch, with a scale and a shift of each, and a linear layer.
+
+  Args:
+    first: kernel, bias, scale and shift, of all clients.
+    momentum: of the running mean and variance.
+
+  Returns:
+    Per client kernel, bias, scale, shift, running mean and running variance.
+  """
+  (kernel, bias), norms = first[:2], [list(first[2:]) for _ in range(2)]
+  stats = [[np.zeros_like(first[2]), np.ones_like(first[2])] for _ in range(2)]
+  for _ in range(ROUNDS):
+    copies = []
+    for i in range(2):
+      batch, k, b = Batch(i), kernel, bias
+      x, (scale, shift) = batch.x * 64 / 255, norms[i]
+      x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+      for _ in range(STEPS):
+        h = x_hat * scale + shift
+        g = (softmax(h @ k + b) - batch.one_hot) / len(x)
+        back = g @ k.T
+        k, b = k - ETA * h.T @ g, b - ETA * g.sum(0)
+        scale, shift = scale - ETA * (back * x_hat).sum(0), shift - ETA * back.sum(0)
+        seen = x.mean(0), x.var(0)
+        stats[i] = [momentum * s + (1 - momentum) * n for s, n in zip(stats[i], seen, strict=True)]
+      norms[i] = [scale, shift]
+      copies.append([k, b])
+    kernel, bias = mean(copies)
+  return [[kernel, bias, *norm, *own] for norm, own in zip(norms, stats, strict=True)]
+
+
+def scaffold(global_rate, shares):
+  """Option II; clients take part round by round: `shares` lists who does in each."""
+  w, c = start(), [np.zeros_like(t) for t in start()]
+  cs = [c, c]
+  for taking_part in shares:
+    copies, changes = [], []
+    for i in taking_part:
+      y = w
+      for _ in range(STEPS):
+        y = descend(descend(y, Batch(i).gradient(y), ETA), gaps(c, cs[i]), ETA)
+      new = [own - all_ + (a - b) / (STEPS * ETA)
+             for own, all_, a, b in zip(cs[i], c, w, y, strict=True)]  # fmt: skip
+      copies.append(gaps(y, w))
+      changes.append(gaps(new, cs[i]))
+      cs[i] = new
+    w = descend(w, mean(copies), -global_rate)
+    c = descend(c, mean(changes), -len(taking_part) / 2)
+  return cs, w, c
+
+
+def apfl(alpha, adaptive):
+  """v moves by its share of the gradient at the mixture, and the share by how they differ."""
+  w, vs, alphas = start(), [start(), start()], [alpha, alpha]
+  mix = lambda a, v, w: [a * s + (1 - a) * t for s, t in zip(v, w, strict=True)]
+  for _ in range(ROUNDS):
+    copies = []
+    for i in range(2):
+      batch, w_i = Batch(i), w
+      for _ in range(STEPS):
+        a, v = alphas[i], vs[i]
+        g = batch.gradient(mix(a, v, w_i))
+        if adaptive:
+          slope = sum(np.sum(d * s) for d, s in zip(gaps(v, w_i), g, strict=True))
+          alphas[i] = min(1.0, max(0.0, a - ETA * slope))
+        vs[i] = descend(v, g, ETA * a)
+        w_i = descend(w_i, batch.gradient(w_i), GLOBAL_RATE)
+      copies.append(w_i)
+    w = mean(copies)
+  return [mix(a, v, w) for a, v in zip(alphas, vs, strict=True)], w, alphas
+
+
 def post_training(bits):
   """Full precision, then k-means on the kernel."""
   xs = [start() for _ in bits]

@@ -1,5 +1,8 @@
 """The full comparison: every method with its own tuned hyperparameters, and what is tried for each.
 
+Rivals that no published table has (MORE) are trained where `only` names them, with the defaults of
+their hyperparameters unless the file has values of a search.
+
 Methods whose name has a codebook are tuned at 2 bits; their variants at the precisions of the table
 train side by side, with the same values.
 """
@@ -91,9 +94,16 @@ ENTRIES = (
   ),
 )
 
+MORE = (
+  _plain("FedRep", rivals.fedrep_job, fedavg_rate=FASTEST, weights_rate=FAST),
+  _plain("FedBN", rivals.fedbn_job, fedavg_rate=(0.05, 0.1, 0.2, 0.4)),
+  _plain("SCAFFOLD", rivals.scaffold_job, fedavg_rate=(0.05, 0.1, 0.2, 0.4)),
+  _plain("APFL", rivals.apfl_job, fedavg_rate=FASTEST, weights_rate=FAST),
+)
+
 # Each QuPeD against the rivals at its own precision.
 _FULL = ("local", "FedAvg", "FedProx", "FedAvg + fine-tuning", "Per-FedAvg", "pFedMe", "Ditto")
-_FULL += ("FML", "QuPeL 32 bit")
+_FULL += ("FML", "QuPeL 32 bit", *(entry.name for entry in MORE))
 _QUANTISED = ("local", "FedAvg + k-means", "FedAvg + codebook", "QuPeL")
 
 
@@ -143,7 +153,8 @@ class Comparison(Tuned):
   bits: Bits = (2, 1)
   """Precisions of the quantised models, 1 to 8; methods at full precision are there in any case."""
   only: tuple[str, ...] = ()
-  """Methods to train, by their names in the file; by default all."""
+  """Methods to train, by their names in the file; by default all. FedRep, FedBN, SCAFFOLD and APFL
+  only if they are named: theirs are untuned defaults."""
   parts: tuple[str, ...] = ()
   """Folders of finished runs with the same options; their methods are taken over, not trained."""
 
@@ -156,7 +167,10 @@ def run(name: str, options: Comparison) -> tuple[study.Outcome, ...]:
   """
   for bits in options.bits:
     checks.whole("bits", bits, 1, 8)
-  jobs = [with_tuned(options, entry.name, entry.make) for entry in chosen(options.only)]
+  entries = chosen(options.only)
+  jobs = [with_tuned(options, entry.name, entry.make) for entry in entries]
+  for method in (name for name in options.only if name in untuned(options)):
+    print(f"{method}: its hyperparameters are not tuned, but defaults")
   compared = partial(study.among, pairs(options.bits))
   tables = [(table, jobs) for table in _tables(name, options)]
   return study.run_all(name, tables, comparisons=compared, taken=options.parts)
@@ -177,14 +191,30 @@ def _tables(name: str, options: Comparison) -> list[Federated]:
 
 def with_tuned(options: Tuned, method: str, make: MakeJob) -> MakeJob:
   """Makes a job with the hyperparameters of a method in the file that the options name."""
-  values = tuned.read(checks.place("tuned", options.tuned or tuned.FILE))
-  found = tuned.of(values, options.tuned_on or _nearest(values, options), method)
+  values = _values(options)
+  known = method not in untuned(options)
+  found = tuned.of(values, _key(values, options), method) if known else {}
 
   def made(options: Federated, federation: Federation) -> Job:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(Federated)}
     return make(Options(**shared, hyper=Hyperparameters(**found)), federation)
 
   return made
+
+
+def untuned(options: Tuned) -> tuple[str, ...]:
+  """Names those of MORE of which the file knows no hyperparameters."""
+  values = _values(options)
+  found = values.get(_key(values, options), {})
+  return tuple(entry.name for entry in MORE if entry.name not in found)
+
+
+def _values(options: Tuned) -> tuned.Values:
+  return tuned.read(checks.place("tuned", options.tuned or tuned.FILE))
+
+
+def _key(values: tuned.Values, options: Tuned) -> str:
+  return options.tuned_on or _nearest(values, options)
 
 
 def _nearest(values: tuned.Values, options: Tuned) -> str:
@@ -195,11 +225,11 @@ def _nearest(values: tuned.Values, options: Tuned) -> str:
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
-  """Returns the entries of these names, or all; raises BadInput for a name there is not."""
-  known = {entry.name: entry for entry in ENTRIES}
+  """Returns the entries of these names, or ENTRIES; raises BadInput for a name there is not."""
+  known = {entry.name: entry for entry in (*ENTRIES, *MORE)}
   for name in names:
     checks.require(name in known, "only", repr(name), ", ".join(map(repr, known)))
-  return tuple(known[name] for name in names or known)
+  return tuple(known[name] for name in names) if names else ENTRIES
 
 
 def configurations(grid: dict[str, tuple[float, ...]]) -> list[dict[str, float]]:

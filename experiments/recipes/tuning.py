@@ -41,7 +41,7 @@ class Tuning(withheld(Options, *TRIED, *UNSEEN)):
   """A search; the hyperparameters are those that all configurations share."""
 
   only: tuple[str, ...] = ()
-  """Methods to tune; by default all."""
+  """Methods to tune; by default those of the tables, without FedRep, FedBN, SCAFFOLD and APFL."""
 
 
 def run(name: str, options: Tuning) -> study.Outcome:

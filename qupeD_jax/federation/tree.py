@@ -49,6 +49,11 @@ def squared_distance(a: PyTree, b: PyTree) -> Array:
   return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)))
 
 
+def inner(a: PyTree, b: PyTree) -> Array:
+  """Returns the inner product <a, b> over all leaves, [] float32."""
+  return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)))
+
+
 def descend(params: PyTree, direction: PyTree, rate: Array | float) -> PyTree:
   """Returns params - rate * direction."""
   return jax.tree.map(lambda p, d: p - rate * d, params, direction)

@@ -196,7 +196,7 @@ class Hyperparameters:
   global_rate: float = 0.1
   """Step size of the global model that personal ones learn with."""
   fedavg_rate: float = 0.1
-  """Step size of FedAvg, FedProx and Per-FedAvg."""
+  """Step size of FedAvg, FedProx, Per-FedAvg, FedRep's body, FedBN and SCAFFOLD."""
   global_loss_weight: float = 0.0
   """Weight of the global model's own cross-entropy; 0 is the paper's QuPeD."""
   straight_through: float = 0.5

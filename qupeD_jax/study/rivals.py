@@ -1,11 +1,15 @@
 """The personalised rivals, each a function from options and clients to a Job; as `methods`."""
 
+from qupeD_jax.algorithms.apfl import apfl
 from qupeD_jax.algorithms.ditto import ditto
+from qupeD_jax.algorithms.fedbn import fedbn
 from qupeD_jax.algorithms.fedprox import fedprox
+from qupeD_jax.algorithms.fedrep import fedrep
 from qupeD_jax.algorithms.fml import fml
 from qupeD_jax.algorithms.per_fedavg import per_fedavg
 from qupeD_jax.algorithms.pfedme import pfedme
 from qupeD_jax.algorithms.qupel import qupel
+from qupeD_jax.algorithms.scaffold import scaffold
 from qupeD_jax.study.faults import aggregate_of
 from qupeD_jax.study.federation import Federation, of_server
 from qupeD_jax.study.jobs import (
@@ -109,6 +113,70 @@ def fml_job(options: Options, federation: Federation) -> Job:
 
   variants = full_precision("FML", federation)
   return Job(options, federation, variants, one_phase(options, build))
+
+
+def fedrep_job(options: Options, federation: Federation) -> Job:
+  """FedRep: FedAvg's layers below a head of one's own, which takes half of the steps."""
+
+  def build(options, _):
+    return fedrep(
+      federation.models[0],
+      rate=decayed(options, options.hyper.fedavg_rate),
+      head_rate=decayed(options, options.hyper.weights_rate),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, fedrep),
+    )
+
+  variants = full_precision("FedRep", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def fedbn_job(options: Options, federation: Federation) -> Job:
+  """FedBN: FedAvg with normalisation layers of one's own."""
+
+  def build(options, _):
+    return fedbn(
+      federation.models[0],
+      rate=decayed(options, options.hyper.fedavg_rate),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, fedbn),
+    )
+
+  variants = full_precision("FedBN", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def scaffold_job(options: Options, federation: Federation) -> Job:
+  """SCAFFOLD: FedAvg whose clients correct their gradients by those of all."""
+
+  def build(options, _):
+    return scaffold(
+      federation.models[0],
+      rate=decayed(options, options.hyper.fedavg_rate),
+      num_clients=federation.num_clients,
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, scaffold),
+    )
+
+  variants = full_precision("SCAFFOLD", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
+
+
+def apfl_job(options: Options, federation: Federation) -> Job:
+  """APFL: mixtures of a model of one's own and of FedAvg's, half and half until they learn."""
+
+  def build(options, _):
+    return apfl(
+      federation.models[0],
+      adaptive=True,
+      rate=decayed(options, options.hyper.weights_rate),
+      global_rate=decayed(options, options.hyper.fedavg_rate),
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, apfl),
+    )
+
+  variants = full_precision("APFL", federation)
+  return Job(options, of_server(federation), variants, one_phase(options, build))
 
 
 def qupel_job(options: Options, federation: Federation, bits: tuple[int, ...]) -> Job:

@@ -35,9 +35,12 @@ from tests.algorithms.federations import (
   make_quped,
 )
 from tests.flat import (
+  apfl,
   ditto,
   fedavg,
+  fedbn,
   fedprox,
+  fedrep,
   finetune,
   fml,
   local,
@@ -45,6 +48,7 @@ from tests.flat import (
   pfedme,
   quped,
   qupel,
+  scaffold,
 )
 
 
@@ -95,6 +99,10 @@ ALGORITHMS = {
   "pfedme": lambda: pfedme(SERVER, penalty=5.0, inner_steps=2, mixing=0.9, **STEPS),
   "per_fedavg": lambda: per_fedavg(SERVER, adapt_steps=2, **STEPS),
   "fml": lambda: fml(SERVER, MODELS, **STEPS),
+  "fedrep": lambda: fedrep(SERVER, **STEPS),
+  "fedbn": lambda: fedbn(toy.normalised(), **STEPS),
+  "scaffold": lambda: scaffold(SERVER, num_clients=8, **STEPS),
+  "apfl": lambda: apfl(SERVER, adaptive=True, **STEPS),
   "qupel": lambda: qupel(SERVER, QUANTIZER, rates=RATES, **STEPS),
   "quped": make_quped,
   "quped_beyond_the_paper": lambda: make_quped(**BEYOND_THE_PAPER),
@@ -327,6 +335,10 @@ BY_RATE = {
   pfedme: lambda rate, **options: pfedme(LINEAR, **both(rate), **STEPS, **options),
   per_fedavg: lambda rate, **options: per_fedavg(LINEAR, rate=rate, **STEPS, **options),
   fml: lambda rate, **options: fml(LINEAR, (LINEAR,), **both(rate), **STEPS, **options),
+  fedrep: lambda rate, **options: fedrep(LINEAR, rate=rate, head_rate=rate, **STEPS, **options),
+  fedbn: lambda rate, **options: fedbn(LINEAR, rate=rate, **STEPS, **options),
+  scaffold: lambda rate, **options: scaffold(LINEAR, rate=rate, **STEPS, **options),
+  apfl: lambda rate, **options: apfl(LINEAR, adaptive=True, **both(rate), **STEPS, **options),
   qupel: lambda rate, **options: qupel(LINEAR, QUANTIZER, **proximal(rate), **STEPS, **options),
   quped: lambda rate, **options: quped(
     LINEAR, (LINEAR,), QUANTIZER, **proximal(rate), **STEPS, **options
@@ -410,8 +422,9 @@ def test_clients_weigh_by_default_as_in_the_papers():
   for make in BY_RATE:
     default = inspect.signature(make).parameters["aggregate"].default
     found[make] = float(default(KEY, *sent, {"w": jnp.float32(7)})[0]["w"])
-  assert {make for make in BY_RATE if found[make] == 0.5} == {pfedme, qupel, quped}
-  assert all(found[make] == 0.25 for make in BY_RATE.keys() - {pfedme, qupel, quped})
+  alike = {pfedme, fedrep, fedbn, scaffold, apfl, qupel, quped}
+  assert {make for make in BY_RATE if found[make] == 0.5} == alike
+  assert all(found[make] == 0.25 for make in BY_RATE.keys() - alike)
 
 
 def only(name, value, allowed):
@@ -442,14 +455,24 @@ INF, NAN = float("inf"), float("nan")
     (fml, only("temperature", 0.0, "a finite number above 0")),
     (fml, only("global_rate", 0.0, "a finite number above 0")),
     (fml, only("rate", INF, "a finite number above 0")),
+    (fedrep, only("head_steps", 11, "a whole number of at most 10")),
+    (fedrep, only("head_rate", 0.0, "a finite number above 0")),
+    (fedrep, only("rate", INF, "a finite number above 0")),
+    (fedbn, only("rate", 0.0, "a finite number above 0")),
+    (scaffold, only("rate", NAN, "a finite number above 0")),
+    (scaffold, only("global_rate", 0.0, "a finite number above 0")),
+    (scaffold, only("num_clients", 0, "a whole number of at least 1")),
+    (apfl, only("alpha", 1.5, "in [0, 1]")),
+    (apfl, only("rate", -1.0, "a finite number above 0")),
+    (apfl, only("global_rate", 0.0, "a finite number above 0")),
     (qupel, only("penalty", -1.0, "a finite number of at least 0")),
     (qupel, only("global_rate", 0.0, "a finite number above 0")),
     (quped, only("straight_through", 1.5, "in [0, 1]")),
     (quped, only("global_temperature", -1.0, "a finite number above 0")),
     *((make, only("local_steps", 0, "a whole number of at least 1"))
-      for make in (ditto, pfedme, per_fedavg, fml, qupel)),
+      for make in (ditto, pfedme, per_fedavg, fml, fedrep, fedbn, scaffold, apfl, qupel)),
     *((make, only("batch_size", 2.5, "a whole number of at least 1"))
-      for make in (ditto, pfedme, per_fedavg, fml, qupel)),
+      for make in (ditto, pfedme, per_fedavg, fml, fedrep, fedbn, scaffold, apfl, qupel)),
   ],
 )  # fmt: skip
 def test_bad_hyperparameters_are_refused_in_one_line(make, bad):

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from qupeD_jax import models
 from qupeD_jax.federation import losses
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
@@ -17,11 +19,15 @@ from tests.algorithms.comparing import (
   assert_model,
   assert_models,
   assert_personal,
+  close,
 )
 from tests.flat import (
+  apfl,
   ditto,
   fedavg,
+  fedbn,
   fedprox,
+  fedrep,
   finetune,
   fml,
   local,
@@ -29,6 +35,7 @@ from tests.flat import (
   pfedme,
   quped,
   qupel,
+  scaffold,
 )
 
 QUANTIZER = quantizers.learned_codebook(max_bits=3)
@@ -186,6 +193,78 @@ def test_per_fedavg_draws_both_batches_of_a_step_independently():
 def test_fml(p, q):
   options = {"lambda_p": p, "global_lambda_p": q, "temperature": oracle.TEMPERATURE}
   assert_both(fml(MODEL, (MODEL,), **options, **BOTH), oracle.fml(p, q))
+
+
+@pytest.mark.parametrize("head_steps", [None, 2])
+def test_fedrep(head_steps):
+  """By default the head has one of three steps."""
+  options = {"rate": oracle.ETA, "head_rate": 0.5, "head_steps": head_steps, **STEPS}
+  _, shown = oracle.train(fedrep(MODEL, **options))
+  assert_models(shown["personal"][0].variables, oracle.fedrep(head_steps or 1, 0.5))
+
+
+def test_fedbn():
+  model = models.from_linen(NormalisedPixels(), toy.IMAGE)
+  start = model.init(jax.random.key(0))
+  _, shown = oracle.train(fedbn(model, rate=oracle.ETA, start=start, **STEPS))
+  tensors = lambda variables: [
+    *(variables["params"]["head"][name] for name in ("kernel", "bias")),
+    *(variables["params"]["norm"][name] for name in ("scale", "bias")),
+  ]
+  variables = shown["personal"][0].variables
+  running = variables["stats"]["batch_stats"]["norm"]
+  first = [np.asarray(t, np.float64) for t in tensors(start)]
+  expected = zip(*oracle.fedbn(first, momentum=0.9), strict=True)
+  for found, tensor in zip([*tensors(variables), running["mean"], running["var"]], expected,
+                           strict=True):  # fmt: skip
+    close(found, np.stack(tensor))
+
+
+class NormalisedPixels(nn.Module):
+  """What FedBN's loop trains."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    rows = x.reshape(len(x), -1)
+    rows = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(rows)
+    return nn.Dense(toy.CLASSES, name="head")(rows)
+
+
+@pytest.mark.parametrize("global_rate", [1.0, 0.6])
+def test_scaffold(global_rate):
+  algorithm = scaffold(MODEL, rate=oracle.ETA, global_rate=global_rate, **STEPS)
+  state, _ = oracle.train(algorithm)
+  own, w, control = oracle.scaffold(global_rate, oracle.ROUNDS * [(0, 1)])
+  assert_model(state.server["model"], w)
+  assert_model({"params": state.server["control"]}, control)
+  assert_models({"params": state.clients[0]}, own)
+
+
+def test_scaffold_weighs_by_the_whole_federation_what_a_few_clients_send():
+  """One of two clients takes part in each round; the mean of both stays the server's control."""
+  algorithm = scaffold(MODEL, rate=oracle.ETA, num_clients=2, **STEPS)
+  cohort, data = toy.cohort(range(2), (32, 32), oracle.ROWS), jax.tree.map(jnp.asarray, oracle.DATA)
+  state, one_round = algorithm.init(jax.random.key(0), data, (cohort,)), jax.jit(algorithm.round)
+  order = [(0,), (1,), (0,)]
+  for (i,) in order:
+    present = (cohort._replace(size=np.where(np.arange(2) == i, cohort.size, 0)),)
+    after, _ = one_round(jax.random.key(0), state, data, present)
+    own = jax.tree.map(lambda new, old, i=i: old.at[i].set(new[i]), after.clients, state.clients)
+    state = after._replace(clients=own)
+  own, w, control = oracle.scaffold(1.0, order)
+  assert_model(state.server["model"], w)
+  assert_model({"params": state.server["control"]}, control)
+  assert_models({"params": state.clients[0]}, own)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_apfl(adaptive):
+  algorithm = apfl(MODEL, alpha=0.4, adaptive=adaptive, **BOTH)
+  state, shown = oracle.train(algorithm)
+  personal, w, alphas = oracle.apfl(0.4, adaptive)
+  assert_models(shown["personal"][0].variables, personal)
+  assert_model(shown["global"][0].variables, w)
+  close(state.clients[0]["alpha"], alphas)
 
 
 @pytest.mark.parametrize("bits", [(1, 3), (32, 2)])

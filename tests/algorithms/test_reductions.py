@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qupeD_jax import rng
-from qupeD_jax.federation.aggregators import mean
+from qupeD_jax.checks import BadInput
+from qupeD_jax.federation.aggregators import mean, weighted_mean
 from qupeD_jax.quantization import quantizers
 from qupeD_jax.wrappers.posttraining import with_post_training_quantisation
 from qupeD_jax.wrappers.separate import separate
@@ -29,9 +30,12 @@ from tests.algorithms.federations import (
   make_quped,
 )
 from tests.flat import (
+  apfl,
   ditto,
   fedavg,
+  fedbn,
   fedprox,
+  fedrep,
   finetune,
   fml,
   local,
@@ -39,6 +43,7 @@ from tests.flat import (
   pfedme,
   quped,
   qupel,
+  scaffold,
 )
 
 EXACTLY = {"rtol": 1e-6, "atol": 1e-6}  # up to how XLA orders a few float32 sums
@@ -255,6 +260,53 @@ def test_fml_whose_clients_do_not_listen_is_local_training(global_lambda_p):
   chex.assert_trees_all_close(state.clients, trained_alone(MODELS), **EXACTLY)
   if not global_lambda_p:
     chex.assert_trees_all_close(state.server, averaged(), **EXACTLY)
+
+
+def test_fedrep_that_is_all_body_is_fedavg_and_all_head_local_training():
+  """What belongs to the head is told by path."""
+  options = {"rate": 0.2, "head_rate": RATES.weights, "aggregate": weighted_mean(), **STEPS}
+  all_body = fedrep(SERVER, is_head=lambda path: False, head_steps=0, **options)
+  all_head = fedrep(SERVER, is_head=lambda path: True, head_steps=STEPS["work"].steps, **options)
+  for algorithm, expected in ((all_body, [averaged(0.2)] * 2), (all_head, trained_alone())):
+    state = train(algorithm, cohorts())
+    shown = algorithm.personalize(KEY, state, DATA, cohorts())["personal"]
+    for group, scored, variables in zip(cohorts(), shown, expected, strict=True):
+      variables = spread(variables, group) if algorithm is all_body else variables
+      chex.assert_trees_all_close(scored.variables, variables, **EXACTLY)
+
+
+def test_fedrep_wants_a_head():
+  headless = fedrep(SERVER, is_head=lambda path: False, **STEPS)
+  with pytest.raises(BadInput, match=r"^head_steps 1: allowed is 0 where no parameter is the head"):
+    headless.init(KEY, DATA, cohorts())
+
+
+def test_fedbn_without_norms_is_fedavg():
+  algorithm = fedbn(SERVER, rate=0.2, aggregate=weighted_mean(), **STEPS)
+  shown = algorithm.personalize(KEY, train(algorithm, cohorts()), DATA, cohorts())["personal"]
+  for group, scored in zip(cohorts(), shown, strict=True):
+    chex.assert_trees_all_close(scored.variables, spread(averaged(), group), **EXACTLY)
+
+
+def test_scaffolds_first_round_is_fedavg_and_a_client_alone_has_nothing_to_correct():
+  algorithm = scaffold(SERVER, rate=0.2, **STEPS)
+  first = train(algorithm, cohorts(), rounds=1).server["model"]
+  expected = train(fedavg(SERVER, rate=0.2, **STEPS), cohorts(), rounds=1).server
+  chex.assert_trees_all_close(first, expected, **EXACTLY)
+  alone = (toy.cohort([3], [32]),)
+  expected = train(fedavg(SERVER, rate=0.2, **STEPS), alone).server
+  chex.assert_trees_all_close(train(algorithm, alone).server["model"], expected, **EXACTLY)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_apfl_that_mixes_nothing_is_fedavg_or_local_training(alpha):
+  algorithm = apfl(SERVER, alpha=alpha, **BOTH)
+  state = train(algorithm, cohorts())
+  shown = algorithm.personalize(KEY, state, DATA, cohorts())["personal"]
+  chex.assert_trees_all_close(state.server, averaged(), **EXACTLY)
+  alone = trained_alone() if alpha else [spread(averaged(), group) for group in cohorts()]
+  for scored, expected in zip(shown, alone, strict=True):
+    chex.assert_trees_all_close(scored.variables, expected, **EXACTLY)
 
 
 def test_post_training_quantisation_at_32_bits_changes_nothing():

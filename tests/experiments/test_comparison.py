@@ -28,7 +28,8 @@ SMALL = {
   "local_steps": 1, "batch_size": 4, "seeds": 2, "eval_every": 4, "inner_steps": 2,
 }  # fmt: skip
 OPTIONS = replaced(Options(), **SMALL, bits=(2, 1))
-NAMES = [entry.name for entry in comparison.ENTRIES]
+EVERY = (*comparison.ENTRIES, *comparison.MORE)
+NAMES = [entry.name for entry in EVERY]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,11 @@ def values(tmp_path):
 
 
 def test_every_method_gets_as_many_configurations():
-  counts = {entry.name: len(comparison.configurations(entry.grid)) for entry in comparison.ENTRIES}
+  counts = {entry.name: len(comparison.configurations(entry.grid)) for entry in EVERY}
   assert len(set(counts.values())) == 1, counts
 
 
-@pytest.mark.parametrize("entry", comparison.ENTRIES, ids=NAMES)
+@pytest.mark.parametrize("entry", EVERY, ids=NAMES)
 def test_every_job_trains_for_all_rounds(entry, federation):
   """Shapes only: all phases follow on each other, and every phase's algorithm takes its state."""
   for make in (entry.make, entry.tune):
@@ -82,7 +83,7 @@ def one_round(phase, trained, key, data, cohorts):
   return state, after, {name: [m.variables for m in models] for name, models in shown.items()}
 
 
-@pytest.mark.parametrize("entry", comparison.ENTRIES, ids=NAMES)
+@pytest.mark.parametrize("entry", EVERY, ids=NAMES)
 def test_the_tuned_variant_is_the_one_that_is_named(entry, federation):
   assert tuple(entry.tune(OPTIONS, federation).variants) == (entry.name,)
   assert entry.name in entry.make(OPTIONS, federation).variants
@@ -91,7 +92,7 @@ def test_the_tuned_variant_is_the_one_that_is_named(entry, federation):
 
 
 def test_all_that_is_compared_is_trained(federation):
-  trained = [m for entry in comparison.ENTRIES for m in entry.make(OPTIONS, federation).variants]
+  trained = [m for entry in EVERY for m in entry.make(OPTIONS, federation).variants]
   assert len(trained) == len(set(trained))
   for ours, rivals in comparison.pairs(OPTIONS.bits).items():
     assert {ours, *rivals} <= set(trained)
@@ -109,6 +110,26 @@ def test_the_file_has_hyperparameters_for_every_method(group):
     for name, tried in entry.grid.items():
       chosen = found.get(name, tuned.DEFAULTS[name])
       assert any(chosen == pytest.approx(value) for value in tried), (entry.name, name)
+
+
+def test_rivals_beyond_the_tables_are_trained_when_named_with_defaults_that_the_run_speaks_of(
+  federation, values, monkeypatch, capsys
+):
+  made = []
+  take = lambda name, tables, **how: made.extend(make(OPTIONS, federation) for make in tables[0][1])
+  monkeypatch.setattr(study, "run_all", take)
+  options = replaced(Comparison(), classes_per_client=(3,))
+  assert not {entry.name for entry in comparison.chosen(())} & {e.name for e in comparison.MORE}
+  comparison.run("table", replaced(options, only=("FedAvg", "SCAFFOLD")))
+  assert capsys.readouterr().out == "SCAFFOLD: its hyperparameters are not tuned, but defaults\n"
+  comparison.run(
+    "table", replaced(options, only=("SCAFFOLD",), tuned=values, tuned_on="digits_mlp2")
+  )
+  assert capsys.readouterr().out == ""
+  assert [made[i].options.hyper.weights_rate for i in (1, 2)] == [
+    Hyperparameters().weights_rate,
+    0.2,
+  ]
 
 
 # --- jobs

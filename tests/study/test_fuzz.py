@@ -111,6 +111,10 @@ JOBS = (
   rivals.pfedme_job,
   rivals.ditto_job,
   rivals.fml_job,
+  rivals.fedrep_job,
+  rivals.fedbn_job,
+  rivals.scaffold_job,
+  rivals.apfl_job,
   functools.partial(rivals.qupel_job, bits=(2,)),
 )
 
