@@ -131,7 +131,8 @@ def _writer(
   """Returns one writer's examples, checked and in uint8."""
   here, (x_key, y_key) = f"user {name}:", keys
   try:
-    x = np.asarray(content[x_key], np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is an infinity, and refused below
+      x = np.asarray(content[x_key], np.float32)
     y = np.asarray(content[y_key])
   except (KeyError, TypeError, ValueError, OverflowError) as error:
     problem = f"{here} no {x_key} of equal length and {y_key}, all of numbers"

@@ -4,6 +4,7 @@ Each function here is written for one run. `loop` and `streaming` vmap it over r
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ def simulate(
     The state after, and the infos of the rounds, leaves [max_rounds, ...], zeros beyond num_rounds.
   """
 
+  @jax.jit  # traced once, for the shapes and for the loop
   def one_round(state):
     return algorithm.round(rng.stream(key, "rounds", state.round), state, data, cohorts)
 
@@ -146,6 +148,8 @@ def compile_ahead(fn: Callable, *arguments, donate=()):
   """Compiles a function ahead of time, for arguments of these shapes and no others."""
   lowered = jax.jit(fn, donate_argnums=donate).lower(*arguments)
   # On a CPU the work is in library calls: LLVM's higher levels take much longer to compile
-  # and gain nothing.
-  low_effort = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+  # and gain nothing. Whoever asks for a level gets it.
+  level = "xla_backend_optimization_level"
+  asked = level in os.environ.get("XLA_FLAGS", "")
+  low_effort = {level: 1} if jax.default_backend() == "cpu" and not asked else {}
   return lowered.compile(compiler_options=low_effort)

@@ -9,7 +9,7 @@ from qupeD_jax.quantization import ops, quantizers
 from tests import toy
 from tests.flat import local, quped
 
-MODELS = (toy.mlp(5), toy.mlp(8))
+MODELS = (toy.linear(), toy.mlp(8))
 SERVER = MODELS[1]
 QUANTIZER = quantizers.learned_codebook(max_bits=2)
 RATES = Rates(0.1, 0.01, 0.01)

@@ -156,9 +156,10 @@ def test_fine_tuning_moves_only_centers_and_what_is_not_quantised():
       assert np.any(old != new)
       codes = np.argmin(np.abs(x[..., None] - old[np.isfinite(old)]), axis=-1)
       np.testing.assert_array_equal(y, new[codes])
-    for module in ("stem", "head"):
-      moved = after.variables["params"][module]["kernel"]
-      assert np.all(np.any(before.variables["params"][module]["kernel"] != moved, axis=(1, 2)))
+    for module in before.variables["params"].keys() - {"dense_1"}:
+      params = (c.variables["params"][module] for c in (before, after))
+      for old, new in zip(*map(jax.tree.leaves, params), strict=True):
+        assert np.all(np.any(old != new, axis=tuple(range(1, old.ndim))))
   chex.assert_trees_all_equal(state.server, trained.server)
 
 
