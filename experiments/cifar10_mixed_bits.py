@@ -18,7 +18,7 @@ from experiments.recipes.comparison import MixedBits
 from qupeD_jax.data import cohort
 from qupeD_jax.study import methods, study
 from qupeD_jax.study.federation import by_bits
-from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, trained_clients, withheld
 
 DEFAULTS = replaced(withheld(MixedBits, "inner_steps")(), **PAPER_CIFAR10, bits=(1, 2, 32))
 
@@ -40,7 +40,7 @@ def main(options: MixedBits) -> study.Outcome:
     ),
   )
   done = study.run("cifar10_mixed_bits", options, jobs)
-  bits = cohort.assign_bits(options.bits, options.division.clients)
+  bits = cohort.assign_bits(options.bits, trained_clients(options))
   thirds = {f"{b} bit": np.flatnonzero(bits == b) for b in options.bits}
   groups.write(done.folder, thirds, ("local mixed", "QuPeD within groups"))
   return done

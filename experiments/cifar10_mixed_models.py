@@ -17,7 +17,7 @@ from experiments.recipes.comparison import Tuned
 from qupeD_jax.data import cohort
 from qupeD_jax.study import methods, rivals, study
 from qupeD_jax.study.jobs import every_client
-from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
+from qupeD_jax.study.options import PAPER_CIFAR10, replaced, trained_clients, withheld
 
 DEFAULTS = replaced(
   withheld(Tuned, "inner_steps")(), **PAPER_CIFAR10 | {"models": ("cnn1", "cnn2")}
@@ -44,7 +44,7 @@ def main(options: Tuned) -> study.Outcome:
   )
   done = study.run("cifar10_mixed_models", options, jobs)
   halves = cohort.assign_groups(
-    options.division.clients, len(options.networks.models), len(options.bits)
+    trained_clients(options), len(options.networks.models), len(options.bits)
   )
   named = dict(zip(options.networks.models, halves, strict=True))
   baselines = ("local", "FedAvg + fine-tuning", "QuPeD within groups")

@@ -68,7 +68,7 @@ class Recipe:
 
 
 # One client that holds all rows has no server, and nobody beside it.
-ALONE = ("clients", "partition", "classes_per_client", "alpha", "min_test_rows")
+ALONE = ("clients", "new_clients", "partition", "classes_per_client", "alpha", "min_test_rows")
 ALONE += ("clients_per_step", "store", "server", "faults", "variants")
 
 

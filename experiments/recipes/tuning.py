@@ -33,7 +33,7 @@ Scores = dict[str, list[float] | None]
 # What every method that takes it is tried with, and bits, which are those of the method.
 TRIED = ("weights_rate", "fedavg_finetune_rate", "lambda_p", "mu", "inner_rate", "penalty", "bits")
 # What tests and reports alone would take.
-UNSEEN = ("max_test_rows", "delta")
+UNSEEN = ("max_test_rows", "delta", "new_clients")
 
 
 @dataclasses.dataclass(frozen=True)

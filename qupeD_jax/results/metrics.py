@@ -6,7 +6,8 @@
                    that were not finite; what an evaluation finds, accuracies and in some
                    experiments the squared gradient mapping, is null in rounds without one
   summary.json     per method: accuracies, bytes, FLOPs, seconds; and where noise was added the
-                   privacy that it is worth
+                   privacy that it is worth, and where some clients took part in no round what
+                   they made of the server's model (null where it has none)
   table.md         the summary for people
   accuracies.json  per method: the seeds, [S], and the test accuracy of each client's shipped model
                    in each seed, [S, K], clients in the order of their ids; null for a client
@@ -209,6 +210,22 @@ def summarise(
   }
 
 
+def new_clients(per_client) -> dict[str, float | None] | None:
+  """Sums up what the clients that took part in no round made of the server's model.
+
+  Args:
+    per_client: [S, N] accuracy in [0, 1] of each seed's new clients; None where the server has no
+      model to start from.
+
+  Returns:
+    "mean" and "std" over seeds, as in `summarise`.
+  """
+  if per_client is None:
+    return None
+  means = [float(np.mean(seed)) for seed in _scored(per_client)]
+  return {"mean": float(np.mean(means)), "std": std_over_seeds(means)}
+
+
 def std_over_seeds(means: Sequence[float]) -> float | None:
   """Returns the standard deviation of the seeds' means, with S - 1 in the denominator.
 
@@ -381,6 +398,9 @@ def _is_entry(entry: Any) -> bool:
   bits = bits if isinstance(bits, list) else [bits]
   values = [accuracy.get(name, "") for name in ("mean", "std", "worst_decile")]
   values += [entry.get(name, "") for name in _NUMBERS]
+  if entry.get("new_clients") is not None:
+    new = entry["new_clients"] if isinstance(entry["new_clients"], dict) else {}
+    values += [new.get(name, "") for name in ("mean", "std")]
   return bool(bits) and all(isinstance(b, int) for b in bits) and all(map(_is_number, values))
 
 

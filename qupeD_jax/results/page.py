@@ -90,8 +90,10 @@ def html_page(found: Sequence[Results], about: str = "") -> str:
     ]
     parts = ['<ul class="parts">\n{}\n</ul>'.format("\n".join(links))]
     parts += [_part(results, shared) for results in found]
+  shown = {column for results in found for column in tables.columns(results.summary)}
   if any(results.summary for results in found):
-    parts.append(markup.section("Columns", markup.listed(tables.MEANINGS, "meanings")))
+    meanings = {column: told for column, told in tables.MEANINGS.items() if column in shown}
+    parts.append(markup.section("Columns", markup.listed(meanings, "meanings")))
   if shared:
     parts.append(markup.section("Options", markup.listed(shared, "options")))
   if environment := found[0].environment:
@@ -251,7 +253,7 @@ def _summary_table(results: Results) -> str:
     ]
     for i, row in enumerate(tables.cells(results.summary))
   ]
-  return markup.table([markup.text(column) for column in tables.COLUMNS], rows)
+  return markup.table([*map(markup.text, tables.columns(results.summary))], rows)
 
 
 def _comparisons(results: Results) -> str:

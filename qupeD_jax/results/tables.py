@@ -23,6 +23,8 @@ COLUMNS = (
   "Seconds",
 )
 
+NEW = "New clients (%)"  # a last column, where some took part in no round
+
 _LEAST_NAME = 16  # characters: a terminal that leaves less gets the table in parts
 
 # What a reader who has nothing but the table wants to know of its columns.
@@ -36,6 +38,8 @@ MEANINGS = {
   "Round traffic": "what all clients send and receive in a round",
   "Seconds": "training time of one run, without compilation and scoring; runs that train side by"
   " side share their time equally",
+  NEW: "Accuracy of clients that took part in no round: each starts from the server's model and is"
+  " fine-tuned alone, at full precision; - where the server has no model that is scored",
 }
 
 # What TeX would take for a command, or sets as another character. A bracket that opens a row would
@@ -56,6 +60,20 @@ _TEX = str.maketrans(
 )
 
 
+def columns(methods: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+  """Names the columns: COLUMNS, and one more where some clients took part in no round."""
+  return (*COLUMNS, NEW) if _have_new(methods) else COLUMNS
+
+
+def _have_new(methods: Mapping[str, Mapping[str, Any]]) -> bool:
+  return any("new_clients" in entry for entry in methods.values())
+
+
+def _of_new(entry: Mapping[str, Any]) -> str:
+  found = entry.get("new_clients") or {}
+  return accuracy(found.get("mean"), found.get("std"))
+
+
 def cells(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
   """Writes the summary as text.
 
@@ -63,8 +81,9 @@ def cells(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     methods: name -> what `metrics.summarise` returned.
 
   Returns:
-    A row per method, with a cell for each of COLUMNS; "-" where there is no number.
+    A row per method, with a cell for each of `columns`; "-" where there is no number.
   """
+  has_new = _have_new(methods)
   return [
     (
       name,
@@ -75,6 +94,7 @@ def cells(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
       _bytes(entry["bytes_per_model"]),
       _bytes(entry["bytes_per_round"]),
       f"{entry['seconds']:,.1f}" if _is_number(entry["seconds"]) else "-",
+      *((_of_new(entry),) if has_new else ()),
     )
     for name, entry in methods.items()
   ]
@@ -116,7 +136,7 @@ def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
   Returns:
     The table, ending in a newline.
   """
-  return markdown([COLUMNS, *cells(methods)])
+  return markdown([columns(methods), *cells(methods)])
 
 
 def latex_accuracies(
@@ -137,7 +157,8 @@ def latex_accuracies(
     [rf"\textbf{{{_tex(cell)}}}" if (i, j) in best else _tex(cell) for j, cell in enumerate(row)]
     for i, row in enumerate(cells(methods))
   ]
-  return _latex((0, 1, 2, 3, 4), rows, source, finished)
+  shown = (0, 1, 2, 3, 8, 4) if _have_new(methods) else (0, 1, 2, 3, 4)
+  return _latex(shown, rows, source, finished)
 
 
 def latex_costs(
@@ -152,7 +173,7 @@ def _latex(
   columns: Sequence[int], rows: Sequence[Sequence[str]], source: object, finished: bool
 ) -> str:
   """Lays some columns of rows, which are LaTeX already, out below heads of two lines."""
-  heads = [(*COLUMNS[column].split(" ", 1), "")[:2] for column in columns]
+  heads = [(*(*COLUMNS, NEW)[column].split(" ", 1), "")[:2] for column in columns]
   made = f"% {'' if finished else 'Unfinished. '}Made from {' '.join(str(source).split())}"
   lines = [
     f"{made}; needs \\usepackage{{booktabs,tabularx}}",
@@ -180,17 +201,18 @@ def print_table(
   rows = cells(methods)
   if console.options.ascii_only:
     rows = [tuple(cell.replace("±", "+-") for cell in row) for row in rows]
-  heads = [COLUMNS[:1], *(column.split(" ") for column in COLUMNS[1:])]
+  names = columns(methods)
+  heads = [names[:1], *(column.split(" ") for column in names[1:])]
   texts = [[*head, *(row[i] for row in rows)] for i, head in enumerate(heads)]
   first, *others = (max(map(len, column)) for column in texts)
   first = min(first, _room_for_names(others, console.width))
-  for columns in _parted(others, console.width - first):
+  for part in _parted(others, console.width - first):
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column(COLUMNS[0], overflow="fold", width=first)
-    for column in columns:
-      table.add_column(COLUMNS[column].replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column(names[0], overflow="fold", width=first)
+    for column in part:
+      table.add_column(names[column].replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:  # a plain string's [brackets] would be read as markup
-      table.add_row(*(rich.text.Text(row[column]) for column in (0, *columns)))
+      table.add_row(*(rich.text.Text(row[column]) for column in (0, *part)))
     console.print(table)
 
 

@@ -11,7 +11,7 @@ from qupeD_jax.data import cohort, partition, sources, splits
 from qupeD_jax.data.federation import divide
 from qupeD_jax.models.flops import forward_flops
 from qupeD_jax.study.options import Federated
-from qupeD_jax.types import Cohort, Dataset, Model
+from qupeD_jax.types import FULL_PRECISION, Cohort, Dataset, Model
 
 
 class Federation(NamedTuple):
@@ -30,9 +30,11 @@ class Federation(NamedTuple):
   num_classes: int
   mean: tuple[float, ...]  # of the pixels, per channel: what networks subtract
   std: tuple[float, ...]  # and divide by
+  new: np.ndarray = np.arange(0)  # ids of clients that take part in no round, and are in no group
 
   @property
   def num_clients(self) -> int:
+    """The number of clients that take part in rounds."""
     return sum(map(len, self.groups))
 
 
@@ -79,7 +81,7 @@ def load(
   *parts, num_classes = sources.read(options.data.dataset, options.data.data_dir)
   train, test = (sources.downsample(part, options.data.downsample) for part in parts)
   parts = tuple(split(options, train, test, seed) for seed in seeds(options))
-  num_clients = len(parts[0].train.offsets) - 1
+  num_clients = len(parts[0].train.offsets) - 1 - (options.division.new_clients or 0)
   groups = cohort.assign_groups(num_clients, len(options.networks.models), len(options.bits))
   mean, std = sources.statistics(train)
   std = options.networks.input_std or std
@@ -93,8 +95,10 @@ def load(
   flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
   in_order = lambda by_name: tuple(by_name[name] for name in options.networks.models)
   architectures = groups, options.networks.models, in_order(networks), in_order(flops)
-  federation = Federation(train, test, parts, *architectures, num_classes, mean, std)
-  _check_batches(options, training(federation, np.full(num_clients, 32), groups))
+  new = num_clients + np.arange(options.division.new_clients or 0)
+  federation = Federation(train, test, parts, *architectures, num_classes, mean, std, new)
+  everyone = (*groups, new) if len(new) else groups
+  _check_batches(options, training(federation, np.full(num_clients, 32), everyone))
   return federation
 
 
@@ -118,6 +122,11 @@ def testing(federation: Federation, groups) -> tuple[Dataset, tuple[Cohort, ...]
   """Returns the data set and cohorts to test on."""
   bits = np.full(federation.num_clients, 32)
   return federation.test, _stacked(federation, "test", bits, groups)
+
+
+def of_new(federation: Federation) -> Federation:
+  """Returns the clients that took part in no round, as one group of the server's architecture."""
+  return _with_server_architecture(federation, (federation.new,))
 
 
 def of_server(federation: Federation) -> Federation:
@@ -148,6 +157,9 @@ def _with_server_architecture(federation: Federation, groups) -> Federation:
 
 
 def _stacked(federation: Federation, part: str, bits, groups) -> tuple[Cohort, ...]:
+  # New clients, the last ones, are at full precision.
+  total = len(federation.splits[0].train.offsets) - 1
+  bits = np.pad(bits, (0, max(0, total - len(bits))), constant_values=FULL_PRECISION)
   runs = [cohort.cohorts(getattr(split, part), groups, bits) for split in federation.splits]
   return cohort.stack(runs)
 

@@ -85,6 +85,9 @@ class Division:
 
   clients: int = 20
   """Number of clients."""
+  new_clients: int | None = None
+  """The last so many of them take part in no round: each starts from the server's trained model, is
+  fine-tuned alone for the rounds of fine-tuning, and scored; by default none."""
   partition: Literal["by_class", "dirichlet", "iid", "natural"] = "by_class"
   """How training rows are dealt to clients."""
   classes_per_client: int = 3
@@ -388,6 +391,7 @@ def check(options: Federated) -> None:
     natural = division.partition == "natural"
     allowed = f"None with `partition` {division.partition}: there are no writers"
     checks.require(natural, "min_test_rows", division.min_test_rows, allowed)
+  _check_new_clients(options)
   _check_faults(options)
   _check_store(options)
   checks.bits("bits", options.bits)
@@ -398,6 +402,25 @@ def check(options: Federated) -> None:
   checks.require(len(options.networks.models) > 0, "models", "()", " or ".join(models.NAMES))
   _check_folder("data_dir", options.data.data_dir, must_exist=True)
   _check_folder("out", run.out, must_exist=False)
+
+
+def trained_clients(options: Federated) -> int:
+  """Counts the clients that take part in rounds: all but the new ones."""
+  return options.division.clients - (options.division.new_clients or 0)
+
+
+def _check_new_clients(options: Federated) -> None:
+  new, clients = options.division.new_clients, options.division.clients
+  if new is None:
+    return
+  checks.at_least("new_clients", new, 1)
+  checks.require(
+    new < clients, "new_clients", new, f"below `clients` {clients}: some have to train"
+  )
+  tuned = options.work.finetune_rounds > 0
+  checks.require(tuned, "new_clients", new, "None with `finetune_rounds` 0: none would learn")
+  resident = options.hardware.store == "device"
+  checks.require(resident, "new_clients", new, f"None with `store` {options.hardware.store}")
 
 
 def _check_store(options: Federated) -> None:
@@ -420,8 +443,8 @@ def _check_faults(options: Federated) -> None:
   checks.share("stragglers", faults.stragglers)
   fits = faults.stragglers == 0 or options.work.local_steps > 1
   checks.require(fits, "stragglers", faults.stragglers, "0 with `local_steps` 1")
-  clients = options.division.clients
-  fits, allowed = faults.corrupt <= clients, f"at most `clients` {clients}"
+  clients = trained_clients(options)
+  fits, allowed = faults.corrupt <= clients, f"at most {clients}, the `clients` that train"
   checks.require(fits, "corrupt", faults.corrupt, allowed)
   checks.require(0 <= server.trim < 0.5, "trim", server.trim, "in [0, 0.5)")
   checks.positive("clip_norm", server.clip_norm)

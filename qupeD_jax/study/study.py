@@ -16,7 +16,7 @@ from qupeD_jax.engine import loop
 from qupeD_jax.io import files, packing
 from qupeD_jax.quantization import ops
 from qupeD_jax.results import account, metrics, plots, tables, tensorboard
-from qupeD_jax.study import faults, folders, parts, portrait, training, watched
+from qupeD_jax.study import faults, folders, newcomers, parts, portrait, training, watched
 from qupeD_jax.study import federation as fed
 from qupeD_jax.study.durability import resume, stopping
 from qupeD_jax.study.durability.progress import Bar
@@ -303,6 +303,8 @@ def run_job(
 
   trained = training.train(job, record, saves, folder)
   scores = training.score_tests(job, trained)
+  if len(job.federation.new) and (found := newcomers.score(job, trained)) is not None:
+    scores["new_clients"] = found
   if sitter:
     sitter.draw(folder, evaluated(folder, sitter.method, options.run.seed), saves.warn)
   save_models(job, trained, folder)
@@ -311,6 +313,8 @@ def run_job(
   for i, method in enumerate(job.variants):
     own = {name: values[training.runs_of(i, options)] for name, values in scores.items()}
     entries[method] = summarise(job, method, own, seconds) | about_privacy(job, method)
+    if len(job.federation.new):
+      entries[method] |= {"new_clients": metrics.new_clients(own.get("new_clients"))}
     accuracies[method] = {"seeds": [*fed.seeds(options)], "accuracy": own["personal"]}
   return entries, accuracies
 
@@ -367,6 +371,8 @@ def describe(options: Federated, federation: Federation) -> str:
     writers = len(np.unique(federation.train.client))
     left_out = f"{writers - owner.max() - 1} of {writers} writers"
     facts.append(f"{left_out} left out, with fewer than {options.division.min_test_rows} test rows")
+  if options.division.new_clients:
+    facts.append(f"the last {options.division.new_clients} of them new: in no round")
   count, names = options.run.seeds, ", ".join(options.networks.models)
   seeds = f"{count} seed{'s' * (count > 1)}"
   return "; ".join([*facts, seeds, f"models {names}"])

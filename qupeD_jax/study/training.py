@@ -267,7 +267,12 @@ def _over_variants(job: Job, cohorts_of: Callable) -> tuple:
 def _scored_rows(job: Job, scored):
   """Repeats data and cohorts [seeds, ...] to score on for the runs of all variants."""
   data, cohorts = scored
-  return data, _over_variants(job, lambda bits: cohorts)
+  return data, of_runs(job, cohorts)
+
+
+def of_runs(job: Job, cohorts: tuple) -> tuple:
+  """Repeats cohorts [seeds, K, ...] for the runs of all variants, K filled up for devices."""
+  return _over_variants(job, lambda bits: cohorts)
 
 
 def rows_of(job: Job, chunk: loop.Report, first: int) -> list[dict]:

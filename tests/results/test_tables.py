@@ -146,6 +146,20 @@ def test_comparison_table_has_a_part_for_each_method_and_its_verdicts():
   assert "[-25.0, -10.0] |    loss |" in second
 
 
+def test_new_clients_have_a_column_where_there_are_any():
+  entry = metrics.summarise([[0.5], [0.7]], bits=2, **COSTS)
+  methods = {
+    "FedAvg": entry | {"new_clients": metrics.new_clients([[0.5, 0.75], [0.5, 0.5]])},
+    "local": entry | {"new_clients": metrics.new_clients(None)},
+  }
+  assert tables.columns(methods) == (*tables.COLUMNS, "New clients (%)")
+  assert tables.columns({"local": entry}) == tables.COLUMNS
+  assert [row[-1] for row in tables.cells(methods)] == ["56.2 ± 8.8", "-"]
+  table = tables.latex_accuracies(methods, "summary.json").splitlines()
+  head, unit, *_ = (line for line in table if "&" in line)
+  assert (tex_cells(head)[4], tex_cells(unit)[4]) == ("New", r"clients (\%)")
+
+
 @pytest.mark.parametrize("bits", [2, [1, 2, 4, 32]])
 def test_cells_fit_their_columns(bits):
   entry = metrics.summarise([[0.5]], bits=bits, **COSTS)

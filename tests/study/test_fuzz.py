@@ -43,6 +43,7 @@ VALUES = {
   "fresh": FLAG,
   "tensorboard": FLAG,
   "clients": (("3", "4", "5"), ("0", "-1", "5000", "1e3")),
+  "new_clients": (("None", "1", "2"), ("0", "5", "x")),
   "partition": (("by_class", "dirichlet", "iid"), ("natural", "by-class")),
   "classes_per_client": (("2", "10"), ("0", "11", "-1")),
   "alpha": (("0.5", "100"), ("0", "-1", "nan", "1e-9")),
