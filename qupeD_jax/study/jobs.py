@@ -194,8 +194,9 @@ def averaging_rounds(options: Options) -> int:
   least = settled(options).work.finetune_rounds + 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
   checks.require(options.work.rounds > least, "rounds", options.work.rounds, allowed)
-  first = max(1, shares.rounded(options.variants.averaging_share, options.work.rounds))
-  return min(first, options.work.rounds - least)
+  share, rounds = options.variants.averaging_share, options.work.rounds
+  first = max(1, shares.rounded(share, rounds)) if share else 0
+  return min(first, rounds - least)
 
 
 def decayed(options: Options, rate: float, rounds: int | None = None) -> Callable:

@@ -121,8 +121,8 @@ def averaging_then_local(
     kmeans = widest_codebook(options, variants, ops.kmeans_centers)
     return with_post_training_quantisation(algorithm, kmeans)
 
-  first = averaging_phase(options, federation, options.work.rounds - last)
-  phases = (first, Phase(last, build, alone=True)) if last else (first,)
+  first = averaging_phases(options, federation, options.work.rounds - last)
+  phases = (*first, Phase(last, build, alone=True)) if last else first
   return Job(options, federation, variants, phases)
 
 
@@ -140,7 +140,7 @@ def averaging_then_quantised(
       widest_codebook(options, variants, ops.kmeans_centers),
       rates=personal_rates(options, rest),
       straight_through=options.hyper.straight_through,
-      start=trained.server,
+      start=trained and trained.server,
       work=local_work(options, federation),
     )
 
@@ -148,13 +148,16 @@ def averaging_then_quantised(
     quantizer = widest_codebook(options, variants)
     return finetune_last(options, federation, quantizer, trained)
 
-  averaging = averaging_phase(options, federation, first)
-  phases = (averaging, *frozen_last(options, variants, build, build_last, rest, local_phase))
+  averaging = averaging_phases(options, federation, first)
+  phases = (*averaging, *frozen_last(options, variants, build, build_last, rest, local_phase))
   return Job(options, federation, variants, phases)
 
 
-def averaging_phase(options: Options, federation: Federation, rounds: int) -> Phase:
-  """Returns rounds of FedAvg, each architecture for itself, that leave one model of each."""
+def averaging_phases(options: Options, federation: Federation, rounds: int) -> tuple[Phase, ...]:
+  """Returns rounds of FedAvg, each architecture for itself, that leave one model of each.
+
+  Without rounds there is no phase, and what follows starts from drawn weights.
+  """
 
   def build(options, _):
     return separate(
@@ -169,7 +172,7 @@ def averaging_phase(options: Options, federation: Federation, rounds: int) -> Ph
       )
     )
 
-  return federated_phase(rounds, build, separate=True, shared=True)
+  return (federated_phase(rounds, build, separate=True, shared=True),) if rounds else ()
 
 
 # --- QuPeD
@@ -219,15 +222,15 @@ def quped_from_averaging(
       simultaneous=options.variants.simultaneous,
       work=local_work(options, federation),
       aggregate=aggregate_of(options, federation.num_clients, quped),
-      start=(trained.server[0], trained.server),
+      start=trained and (trained.server[0], trained.server),
     )
 
   def build_last(options, trained):
     quantizer = widest_codebook(options, variants)
     return finetune_last(options, federation, quantizer, trained, distillation(options))
 
-  averaging = averaging_phase(options, federation, first)
-  phases = (averaging, *frozen_last(options, variants, build, build_last, rest))
+  averaging = averaging_phases(options, federation, first)
+  phases = (*averaging, *frozen_last(options, variants, build, build_last, rest))
   return Job(options, federation, variants, phases)
 
 

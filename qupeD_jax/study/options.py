@@ -181,7 +181,8 @@ class Variants:
   inner_steps: int = 5
   """Gradient steps that pFedMe takes on each batch."""
   averaging_share: float = 0.6
-  """Share of the rounds that is FedAvg, in QuPeD+ and FedAvg + codebook, which start from it."""
+  """Share of the rounds that is FedAvg, in QuPeD+ and FedAvg + codebook, which start from it; 0 has
+  them start from drawn weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,7 +384,7 @@ def check(options: Federated) -> None:
   last = run.seed + run.seeds - 1
   checks.require(last < 2**32, "seed", run.seed, f"below 2^32, with {run.seeds} seeds")
   checks.fraction("participation", options.server.participation, closed=True)
-  checks.fraction("averaging_share", options.variants.averaging_share, closed=True)
+  checks.share("averaging_share", options.variants.averaging_share)
   checks.fraction("train_share", division.train_share, closed=True)
   for value in options.networks.input_std:
     checks.positive("input_std", value)

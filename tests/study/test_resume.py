@@ -140,14 +140,14 @@ def stopped_once(tmp_path_factory):
 
 
 def test_a_shared_phase_is_that_of_each_variant(uninterrupted, tmp_path, monkeypatch):
-  shared = methods.averaging_phase
+  shared = methods.averaging_phases
 
   def apart(*arguments):
     phase = shared(*arguments)
     assert phase.shared
     return phase._replace(shared=False)
 
-  monkeypatch.setattr(methods, "averaging_phase", apart)
+  monkeypatch.setattr(methods, "averaging_phases", apart)
   folder = run(tmp_path, JOBS[1:])
   found, expected = (metrics.read_accuracies(path) for path in (folder, uninterrupted))
   assert found.keys() == expected.keys() - {"local"}
