@@ -12,6 +12,7 @@ docs/reproduction.md.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 from experiments.recipes.comparison import Tuned, with_tuned
@@ -51,17 +52,21 @@ def main(options: Options) -> study.Outcome:
   after = [with_tuned(options, "QuPeD+ 2 bit", begun_after(share)) for share in options.shares]
   jobs = (with_tuned(options, FINETUNED, methods.averaging_then_local), *after)
   done = study.run("warm_start", options, jobs, comparisons=pairs)
-  curves = {
-    teacher: [
-      (share, accuracy["mean"], accuracy["std"] or 0.0)
-      for share in options.shares
-      for accuracy in [done.summary[name_of(teacher, share)]["accuracy"]]
-    ]
-    for teacher in TEACHERS
-  }
+  draw(done, options.shares)
+  return done
+
+
+def draw(done: study.Outcome, shares: Sequence[float]) -> None:
+  """Draws the accuracy that each teacher leads to against the share of FedAvg before."""
+
+  def points(teacher):
+    for share in shares:
+      if entry := done.summary.get(name_of(teacher, share)):
+        yield share, entry["accuracy"]["mean"], entry["accuracy"]["std"] or 0.0
+
+  curves = {teacher: [*points(teacher)] for teacher in TEACHERS}
   levels = {f"{FINETUNED}, 32 bit": done.summary[FINETUNED]["accuracy"]["mean"]}
   plots.shares(curves, levels, done.folder / "shares.png")
-  return done
 
 
 def begun_after(share: float):

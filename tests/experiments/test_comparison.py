@@ -10,7 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import ablations, cifar10_bits_pareto, cifar10_mixed_bits, cifar10_mixed_models
+from experiments import (
+  ablations,
+  cifar10_bits_pareto,
+  cifar10_mixed_bits,
+  cifar10_mixed_models,
+  warm_start,
+)
 from experiments.recipes import comparison, groups, tuned, tuning
 from experiments.recipes.comparison import Comparison
 from experiments.recipes.tuning import Tuning
@@ -21,6 +27,7 @@ from qupeD_jax.study import federation as fed
 from qupeD_jax.study import jobs, methods, study, training
 from qupeD_jax.study.errors import Incomplete
 from qupeD_jax.study.options import Hyperparameters, Options, replaced
+from qupeD_jax.types import FedState
 from tests import untrained as without_training
 
 SMALL = {
@@ -465,6 +472,31 @@ def test_ablations(untrained, tmp_path, values):
   }.items():
     comparisons, _ = metrics.read_comparisons(tmp_path / topic)
     assert {name: list(rivals) for name, rivals in comparisons.items()} == {ours: [rival]}
+
+
+def test_warm_start(untrained, tmp_path, values):
+  warm_start.main(options_of(warm_start, tmp_path, values, shares=(0.0, 0.5)))
+  assert (tmp_path / "shares.png").read_bytes().startswith(b"\x89PNG")
+  finetuned, *others = metrics.read_summary(tmp_path)
+  begun = [f"{who} after {share} FedAvg" for share in ("0%", "50%") for who in warm_start.TEACHERS]
+  assert (finetuned, others) == ("FedAvg + fine-tuning", begun)
+  comparisons, _ = metrics.read_comparisons(tmp_path)
+  assert list(comparisons["lambda_p 0.4 after 50% FedAvg"]) == ["alone after 50% FedAvg", finetuned]
+  assert list(comparisons["alone after 0% FedAvg"]) == [finetuned]
+
+
+@pytest.mark.parametrize("make", [methods.quped_from_averaging, methods.averaging_then_quantised])
+def test_what_starts_from_averaging_starts_from_drawn_weights_without_it(federation, make):
+  job = make(replaced(OPTIONS, averaging_share=0.0), federation, bits=(2,))
+  assert [phase.rounds for phase in job.phases] == [3, 1]
+  (variant,) = job.variants.values()
+  rows = fed.training(federation, variant.bits, federation.groups)
+  rows, key = jax.tree.map(lambda leaf: leaf[0], rows), jax.random.key(0)
+  drawn = job.phases[0].build(OPTIONS, None).init(key, federation.train, rows)
+  averaged = FedState((federation.models[0].init(jax.random.key(1)),), (), 0)
+  started = job.phases[0].build(OPTIONS, averaged).init(key, federation.train, rows)
+  first = lambda state: jax.tree.leaves(state.clients[0].variables["params"])[0]
+  assert np.any(first(drawn) != first(started))
 
 
 def test_other_local_steps_are_as_many_in_all(federation, values):

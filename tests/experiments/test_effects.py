@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from experiments import warm_start
 from experiments.recipes import central, groups, tuned, tuning
 from qupeD_jax import command_line, models, rng
 from qupeD_jax.checks import BadInput
@@ -68,7 +69,7 @@ OTHERS = {
   "dataset": "other", "delta": 0.01, "devices": 3, "dtype": "float32", "eval_every": 3,
   "finetune_rounds": 1, "input_std": (9.0,), "max_test_rows": 1, "min_test_rows": 3, "minutes": 5.0,
   "new_clients": 1,
-  "noise_seed": 3, "only": ("FedAvg",), "out": "elsewhere", "partition": "iid",
+  "noise_seed": 3, "only": ("FedAvg",), "out": "elsewhere", "partition": "iid", "shares": (0.5,),
   "start": "network.safetensors", "store": "host", "topics": ("dropout",),
   "tuned_on": "cifar10_cnn3",
 }  # fmt: skip
@@ -255,6 +256,7 @@ def notes():
       (study, "run_jobs", run_jobs), (study, "draw", doing_nothing),
       (parts, "read", lambda taken, *_: note("parts", taken)),
       (plots, "clients", doing_nothing), (plots, "pareto", doing_nothing),
+      (warm_start, "draw", doing_nothing),
       (groups, "write", doing_nothing), (metrics, "read_metrics", lambda folder: []),
       (metrics, "read_summary", doing_nothing), (tables, "print_table", doing_nothing),
       (tuned, "read", functools.cache(tuned.read)), (tuning, "_search", search),

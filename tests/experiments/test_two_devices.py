@@ -37,6 +37,7 @@ TRAINED = {
   "mnist_table": ("Ditto", {"classes_per_client": (3,)}),
   "quickstart": ("FedAvg + fine-tuning", {"models": ("mlp", "mlp2"), "finetune_rounds": 1}),
   "tune_mnist": ("local", {"only": ("local",)}),
+  "warm_start": ("FedAvg + fine-tuning", {"shares": (0.5,)}),
 }
 # Those that differ from one of these in their options alone.
 LIKE = {

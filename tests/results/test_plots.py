@@ -361,6 +361,20 @@ def test_pareto_shows_percents_over_bytes_and_the_front_no_method_beats():
   np.testing.assert_allclose(bar.get_segments()[0], [(1e5, 86.5), (1e5, 88.5)])
 
 
+def test_shares_of_averaging_are_lines_in_percent_beside_a_level():
+  curves = {"alone": [(0.6, 0.75, 0.0), (0.0, 0.5, 0.125)], "taught": [(0.6, 0.7, 0.0)]}
+  figure = plots.draw_shares(curves, {"fine-tuned": 0.625})
+  alone, taught, level = figure.axes[0].get_lines()
+  np.testing.assert_allclose(alone.get_xydata(), [(0, 50), (60, 75)])
+  np.testing.assert_allclose(taught.get_xydata(), [(60, 70)])
+  np.testing.assert_allclose(level.get_ydata(), 62.5)
+  (band,) = figure.axes[0].collections
+  np.testing.assert_allclose(band.get_datalim(figure.axes[0].transData).intervaly, [37.5, 75])
+  assert [text.get_text() for text in figure.legends[0].texts] == ["alone", "taught", "fine-tuned"]
+  with pytest.raises(BadInput, match="curves"):
+    plots.draw_shares({}, {})
+
+
 def test_families_share_a_look_and_only_those_without_a_label_of_their_own_are_listed():
   figure = plots.draw_pareto(points())
   named = labels(figure.axes[0])
@@ -440,6 +454,7 @@ FIGURES = {
     accuracies(["local", *(f"FedAvg + fine-tuning {k} bit" for k in range(19))], 100)
   ),
   "pareto of 17": lambda: plots.draw_pareto(points()),
+  "shares": lambda: plots.draw_shares({name: [(0.3, 0.5, 0.1)] for name in METHODS}, {"a": 0.6}),
   "pareto of 2": lambda: plots.draw_pareto(points()[-2:]),
 }
 

@@ -143,9 +143,9 @@ def test_a_shared_phase_is_that_of_each_variant(uninterrupted, tmp_path, monkeyp
   shared = methods.averaging_phases
 
   def apart(*arguments):
-    phase = shared(*arguments)
+    (phase,) = shared(*arguments)
     assert phase.shared
-    return phase._replace(shared=False)
+    return (phase._replace(shared=False),)
 
   monkeypatch.setattr(methods, "averaging_phases", apart)
   folder = run(tmp_path, JOBS[1:])
