@@ -17,7 +17,7 @@ from experiments import quickstart
 from qupeD_jax import checks, command_line
 from qupeD_jax.engine import loop
 from qupeD_jax.io import predict
-from qupeD_jax.study import cli
+from qupeD_jax.study import cli, compiled
 from qupeD_jax.study.options import flat, settled
 
 ROOT = Path(__file__).parents[2]
@@ -386,7 +386,7 @@ def test_programs_that_others_may_have_compiled_are_not_run(
   (tmp_path / "qupeD_jax").chmod(mode)
   if owner:
     monkeypatch.setattr(os, "geteuid", lambda: owner)
-  cli.keep_compiled()
+  compiled.keep_compiled()
   assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
   line = f"compiled programs are not kept: {tmp_path / 'qupeD_jax'}: {reason}"
   assert capsys.readouterr().err.startswith(line)
@@ -396,19 +396,19 @@ def test_compiled_programs_are_the_users_own_and_do_not_pile_up(tmp_path, monkey
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  cli.keep_compiled()
+  compiled.keep_compiled()
   folder = tmp_path / "caches" / "qupeD_jax"
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
   assert folder.stat().st_mode & 0o777 == 0o700
   for age, name in enumerate(["a-cache", "b-cache", "c-cache", "other"]):
     (folder / name).write_bytes(b"1234")
     os.utime(folder / name, (100 - age, 100 - age))
-  cli.trim(folder, most=9)
+  compiled.trim(folder, most=9)
   assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "b-cache", "other"]
 
 
 def test_a_second_start_compiles_nothing(tmp_path):
-  code = "from qupeD_jax.study import cli; cli.keep_compiled(); import jax; "
+  code = "from qupeD_jax.study import compiled; compiled.keep_compiled(); import jax; "
   code += "print(jax.jit(lambda x: 2 * x)(21))"
   environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
   environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}

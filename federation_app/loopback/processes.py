@@ -1,0 +1,240 @@
+"""Flower's processes on this machine: started with TLS and node authentication, and ended.
+
+Every process is the head of a group of its own, so that what it starts goes with it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qupeD_jax.checks import BadInput
+
+from . import certificates
+
+APP = Path(__file__).parent.parent
+ROOT = APP.parent
+BIN = Path(sys.executable).parent
+PATIENCE = 10  # seconds that a process has to end in order
+_CONNECTION = """[superlink]
+default = "loopback"
+
+[superlink.loopback]
+address = "127.0.0.1:{port}"
+root-certificates = "{folder}/ca.crt"
+"""
+
+
+class Link(NamedTuple):
+  """A SuperLink at work."""
+
+  folder: Path
+  port: int
+
+
+def free_port() -> int:
+  """Returns a port of 127.0.0.1 that nobody listens at."""
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    return taken.getsockname()[1]
+
+
+def environment(home: Path) -> dict[str, str]:
+  """Returns the environment of Flower's processes: they phone nobody and install nothing.
+
+  Args:
+    home: where Flower keeps its configuration and its copy of the app.
+  """
+  own = {
+    "FLWR_HOME": str(home),
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONUNBUFFERED": "1",
+  }
+  return {"JAX_PLATFORMS": "cpu"} | os.environ | own
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen]:
+  """Runs a command as long as the context lasts, its output in a file."""
+  with log.open("ab") as file:
+    process = subprocess.Popen(
+      [str(BIN / command[0]), *command[1:]],
+      stdin=subprocess.DEVNULL,
+      stdout=file,
+      stderr=file,
+      env=env,
+      start_new_session=True,
+    )
+  try:
+    yield process
+  finally:
+    end(process)
+
+
+def end(process: subprocess.Popen, patience: float = PATIENCE) -> None:
+  """Ends a process and its group: asked to, and after some seconds killed."""
+  _signal_group(process, signal.SIGTERM)
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    process.wait(patience)
+  _signal_group(process, signal.SIGKILL)
+  process.wait()
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def superlink(folder: Path, seconds: float = 60) -> Iterator[Link]:
+  """Runs a SuperLink with TLS and node authentication.
+
+  Args:
+    folder: for its certificates, its log and Flower's configuration.
+    seconds: in which it has to answer.
+
+  Raises:
+    BadInput: it does not.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / "ca.crt").exists():
+    certificates.authority(folder)
+  port = free_port()
+  home = folder / "flwr"
+  home.mkdir(exist_ok=True)
+  (home / "config.toml").write_text(_CONNECTION.format(port=port, folder=folder))
+  command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
+  command += ["--ssl-ca-certfile", f"{folder}/ca.crt", "--ssl-certfile", f"{folder}/server.crt"]
+  command += ["--ssl-keyfile", f"{folder}/server.key", "--enable-supernode-auth"]
+  command += ["--disable-runtime-dependency-installation"]
+  with running(command, folder / "superlink.log", environment(home)) as process:
+    wait_for(lambda: _listens(port), seconds, folder / "superlink.log", process)
+    yield Link(folder, port)
+
+
+@contextlib.contextmanager
+def supernode(
+  link: Link, folder: Path, node_config: dict[str, Any], register: bool = True
+) -> Iterator[subprocess.Popen]:
+  """Runs a SuperNode.
+
+  Args:
+    link: the SuperLink it belongs to.
+    folder: for its key, its log and Flower's copy of the app.
+    node_config: as the app's `options.read_node` has it.
+    register: make a key and have the SuperLink know it; without it the key must be there.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / "node.key").exists():
+    certificates.node_key(folder)
+  if register:
+    flwr(link, "supernode", "register", str(folder / "node.key.pub"))
+  words = " ".join(f"{name}={_toml(value)}" for name, value in node_config.items())
+  command = ["flower-supernode", "--superlink", f"127.0.0.1:{link.port}"]
+  command += ["--root-certificates", f"{link.folder}/ca.crt"]
+  command += ["--auth-supernode-private-key", f"{folder}/node.key"]
+  command += ["--host", "127.0.0.1", "--port", str(free_port()), "--node-config", words]
+  with running(command, folder / "supernode.log", environment(folder / "flwr")) as process:
+    yield process
+
+
+def flwr(link: Link, *arguments: str, seconds: float = 120) -> str:
+  """Runs the command flwr and returns what it prints.
+
+  Raises:
+    BadInput: it fails, or takes longer.
+  """
+  command = [str(BIN / "flwr"), *arguments]
+  env = environment(link.folder / "flwr")
+  try:
+    done = subprocess.run(
+      command, env=env, capture_output=True, text=True, timeout=seconds, check=False
+    )
+  except subprocess.TimeoutExpired as error:
+    raise BadInput(f"flwr {arguments[0]}: takes more than {seconds:g} s") from error
+  if done.returncode:
+    raise BadInput(f"flwr {arguments[0]}: {' '.join((done.stdout + done.stderr).split())[-300:]}")
+  return done.stdout
+
+
+def run(link: Link, run_config: dict[str, Any], say: Callable[[str], None], seconds: float) -> bool:
+  """Runs the app and passes on what the server tells, until it ends.
+
+  Args:
+    link: the SuperLink, whose nodes are there or on their way.
+    run_config: what differs from the app's defaults; `out` is among it, an absolute path.
+    say: told every line.
+    seconds: in which it has to end.
+
+  Returns:
+    Whether the run came to its end.
+
+  Raises:
+    BadInput: it takes longer.
+  """
+  config = link.folder / "run.toml"
+  config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in run_config.items()))
+  told = Path(run_config["out"]) / "log.txt"
+  seen = told.stat().st_size if told.exists() else 0
+  command = ["flwr", "run", str(APP), "--stream", "--run-config", str(config)]
+  finished, stop = False, time.monotonic() + seconds
+  with running(command, link.folder / "run.log", environment(link.folder / "flwr")) as process:
+    going = True
+    while going:
+      going = process.poll() is None
+      text = told.read_bytes()[seen:] if told.exists() else b""
+      lines, _, rest = text.rpartition(b"\n")
+      seen += len(text) - len(rest)
+      for line in lines.decode().splitlines():
+        say(line)
+        finished = line.startswith("finished")
+        going = going and not (finished or line.startswith("error:"))
+      if time.monotonic() > stop:
+        raise BadInput(f"the run: takes more than {seconds:g} s; {_tail(link.folder / 'run.log')}")
+      time.sleep(0.2)
+  return finished
+
+
+def wait_for(
+  holds: Callable[[], bool], seconds: float, log: Path, process: subprocess.Popen | None = None
+) -> None:
+  """Waits until something holds.
+
+  Raises:
+    BadInput: it does not within so many seconds, or the process ends before.
+  """
+  stop = time.monotonic() + seconds
+  while not holds():
+    over = process is not None and process.poll() is not None
+    if over or time.monotonic() > stop:
+      why = "has ended" if over else f"is not there within {seconds:g} s"
+      raise BadInput(f"{log.stem}: {why}; {_tail(log)}")
+    time.sleep(0.1)
+
+
+def _tail(log: Path) -> str:
+  lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+  return " / ".join(line.strip() for line in lines if line.strip())[-500:]
+
+
+def _listens(port: int) -> bool:
+  with socket.socket() as probe:
+    probe.settimeout(1)
+    return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _toml(value: Any) -> str:
+  """Writes a value as TOML has it: JSON's texts, numbers and booleans are TOML's as well."""
+  return json.dumps(value)

@@ -1,0 +1,74 @@
+"""What runs on a node: Flower starts a process for every message and calls one of these."""
+
+import traceback
+from collections.abc import Callable
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from qupeD_jax.checks import BadInput
+from qupeD_jax.study.compiled import keep_compiled
+
+from .recording import record
+
+FAILED = 2  # Flower's code of an app that raises
+
+app = ClientApp(mods=[record])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+  """Trains the client for a round."""
+  return _answered(_train, message, context)
+
+
+@app.evaluate()
+def finish(message: Message, context: Context) -> Message:
+  """Finishes the client's model."""
+  return _answered(_finish, message, context)
+
+
+def _answered(act: Callable, message: Message, context: Context) -> Message:
+  """Replies with what a function finds, or with an error in one line.
+
+  An exception's own text may hold anything, so it stays in the node's log: only the kind of
+  exception travels.
+  """
+  try:
+    keep_compiled()  # before jax is imported
+    return Message(act(message, context), reply_to=message)
+  except BadInput as error:
+    print("error:", " ".join(str(error).split()), flush=True)
+    return Message(Error(FAILED, str(error)), reply_to=message)
+  except Exception as error:
+    traceback.print_exc()
+    reason = f"{type(error).__name__}; the node's log has more"
+    return Message(Error(FAILED, reason), reply_to=message)
+
+
+def _train(message: Message, context: Context):
+  from . import kept, messages, node, options
+
+  settings, own = options.read(context.run_config), options.read_node(context.node_config)
+  counts, variables = _read(message, settings)
+  with kept.held(own.folder):
+    answer = node.train(settings, own, counts["run"], counts["round"], variables)
+  return messages.write(*answer)
+
+
+def _finish(message: Message, context: Context):
+  from . import kept, messages, node, options
+
+  settings, own = options.read(context.run_config), options.read_node(context.node_config)
+  counts, variables = _read(message, settings)
+  with kept.held(own.folder):
+    return messages.write(*node.finish(settings, own, counts["run"], variables))
+
+
+def _read(message: Message, settings):
+  import jax
+
+  from . import algorithms, messages, node
+
+  like = jax.eval_shape(lambda: algorithms.first_state(settings, jax.random.key(0)))
+  return messages.read(message.content, node.TO_NODE, like)
