@@ -5,6 +5,8 @@
 # make profile [ARGS="--method quped"]                            where a training step's time goes
 # make data NAME=cifar10 [ARGS="--data-dir FOLDER"]                download and prepare a data set
 # make demo [ARGS="--port 8000"]                                   a digits client's model as a web page, served
+# make federation [ARGS="--nodes 4 --rounds 5"]                    nodes in processes of their own, by Flower
+# make federation-tools                                            install Flower, in .venv-federation
 # make export-tools                                                install what writes ONNX, Core ML, StableHLO
 # make docs                                                        the documentation as a site, build/site
 # make docs-tools                                                  install what builds that site
@@ -18,6 +20,8 @@ PYTHON ?= python3
 ACCELERATOR ?= cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Flower asks for older versions of what the other tools use: it has an environment of its own.
+FEDERATION ?= $(VENV)-federation
 export PYTHONPATH := $(CURDIR)
 
 # NAME is one word and ARGS are words, as a shell has them; neither make nor a shell runs what is in
@@ -38,7 +42,7 @@ export RUN
 PIP := install --quiet --disable-pip-version-check --retries 2 --timeout 15
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment experiments report test test-short bench profile lint data demo export-tools docs docs-tools
+.PHONY: help setup experiment experiments report test test-short bench profile lint data demo export-tools docs docs-tools federation federation-tools
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -77,6 +81,7 @@ report: $(VENV)
 
 test: $(VENV)
 	$(BIN)/python -m pytest
+	@test ! -e $(FEDERATION)/installed || $(FEDERATION)/bin/python -m pytest tests/federation_app
 
 test-short: $(VENV)
 	$(BIN)/python -m pytest --dist load -k "not ditto and not sampling" \
@@ -90,6 +95,17 @@ demo: export-tools
 	@test -d results/quickstart/models || $(BIN)/python -m experiments quickstart
 	@$(BIN)/python -m qupeD_jax export results/quickstart --client 0 --to web --out results/quickstart/web
 	@$(BIN)/python -c "$$RUN" qupeD_jax serve results/quickstart/web
+
+federation: federation-tools
+	@$(FEDERATION)/bin/python -c "$$RUN" federation_app.loopback
+
+federation-tools: $(FEDERATION)/installed
+
+$(FEDERATION)/installed: pyproject.toml requirements.txt requirements/test.txt requirements/flower.txt
+	$(PYTHON) -m venv $(FEDERATION)
+	@$(FEDERATION)/bin/pip $(PIP) --editable ".[test,flower]" 2> $(FEDERATION)/log || \
+	  { echo "error: packages are not installed: $$(tail -n 1 $(FEDERATION)/log)" >&2; exit 1; }
+	@touch $@
 
 export-tools: $(VENV)/exporting
 

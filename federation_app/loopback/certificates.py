@@ -18,7 +18,7 @@ _PRIVATE = serialization.NoEncryption()
 
 
 def authority(folder: Path) -> None:
-  """Writes ca.crt, server.crt and server.key: an authority and a server on 127.0.0.1 it vouches for.
+  """Writes ca.crt, server.crt and server.key: an authority, and a server on 127.0.0.1 it signs.
 
   The authority's own key is written nowhere.
   """

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,17 +84,53 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subp
 
 
 def end(process: subprocess.Popen, patience: float = PATIENCE) -> None:
-  """Ends a process and its group: asked to, and after some seconds killed."""
-  _signal_group(process, signal.SIGTERM)
+  """Ends a process and all that it has started: asked to, and after some seconds killed.
+
+  A SuperLink starts what runs its apps in another group, so groups alone would leave that behind.
+  """
+  started = _descendants(process.pid)
+  _signal(os.killpg, process.pid, signal.SIGTERM)
+  stop = time.monotonic() + patience
   with contextlib.suppress(subprocess.TimeoutExpired):
     process.wait(patience)
-  _signal_group(process, signal.SIGKILL)
+  while started & _all_processes().keys() and time.monotonic() < stop:
+    time.sleep(0.1)
+  _signal(os.killpg, process.pid, signal.SIGKILL)
+  for one in started & _all_processes().keys():
+    _signal(os.kill, one.pid, signal.SIGKILL)
   process.wait()
 
 
-def _signal_group(process: subprocess.Popen, number: int) -> None:
+class _Process(NamedTuple):
+  """A process, told from a later one of the same number by when it began."""
+
+  pid: int
+  began: str
+
+
+def _all_processes() -> dict[_Process, int]:
+  """Returns the number of every process's parent; those that have ended are not among them."""
+  command = ["ps", "-Ao", "pid=,ppid=,stat=,lstart="]
+  listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+  rows = (line.split(maxsplit=3) for line in listed.splitlines())
+  return {
+    _Process(int(pid), began): int(ppid) for pid, ppid, state, began in rows if state[0] != "Z"
+  }
+
+
+def _descendants(pid: int) -> set[_Process]:
+  """Returns the processes that one has started, and those that they have."""
+  parents = _all_processes()
+  found, above = set(), {pid}
+  while more := {one for one, parent in parents.items() if parent in above} - found:
+    found |= more
+    above = {one.pid for one in more}
+  return found
+
+
+def _signal(send: Callable[[int, int], None], number: int, which: int) -> None:
   with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, number)
+    send(number, which)
 
 
 @contextlib.contextmanager
@@ -141,13 +177,42 @@ def supernode(
     certificates.node_key(folder)
   if register:
     flwr(link, "supernode", "register", str(folder / "node.key.pub"))
-  words = " ".join(f"{name}={_toml(value)}" for name, value in node_config.items())
   command = ["flower-supernode", "--superlink", f"127.0.0.1:{link.port}"]
   command += ["--root-certificates", f"{link.folder}/ca.crt"]
   command += ["--auth-supernode-private-key", f"{folder}/node.key"]
-  command += ["--host", "127.0.0.1", "--port", str(free_port()), "--node-config", words]
-  with running(command, folder / "supernode.log", environment(folder / "flwr")) as process:
+  command += [
+    "--host",
+    "127.0.0.1",
+    "--port",
+    str(free_port()),
+    "--node-config",
+    words(node_config),
+  ]
+  log = folder / "supernode.log"
+  log.unlink(missing_ok=True)
+  with running(command, log, environment(folder / "flwr")) as process:
     yield process
+
+
+def joined(process: subprocess.Popen, folder: Path, seconds: float = 60) -> None:
+  """Waits until a SuperNode has joined.
+
+  Args:
+    process: of `supernode`.
+    folder: the node's.
+    seconds: in which it has to.
+
+  Raises:
+    BadInput: it has not, or the SuperLink has refused it, which ends it.
+  """
+  log = folder / "supernode.log"
+  there = lambda: "SuperNode ID" in log.read_text()
+  wait_for(lambda: there() or process.poll() is not None, seconds, log)
+  if not there():
+    raise BadInput(
+      f"{folder.name}: refused by the SuperLink: it does not know the key, or the node was killed "
+      "less than a minute ago"
+    )
 
 
 def flwr(link: Link, *arguments: str, seconds: float = 120) -> str:
@@ -185,7 +250,7 @@ def run(link: Link, run_config: dict[str, Any], say: Callable[[str], None], seco
     BadInput: it takes longer.
   """
   config = link.folder / "run.toml"
-  config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in run_config.items()))
+  config.write_text(toml(run_config))
   told = Path(run_config["out"]) / "log.txt"
   seen = told.stat().st_size if told.exists() else 0
   command = ["flwr", "run", str(APP), "--stream", "--run-config", str(config)]
@@ -235,6 +300,15 @@ def _listens(port: int) -> bool:
     return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _toml(value: Any) -> str:
-  """Writes a value as TOML has it: JSON's texts, numbers and booleans are TOML's as well."""
-  return json.dumps(value)
+def toml(config: Mapping[str, Any]) -> str:
+  """Writes a config as a TOML file; JSON's texts, numbers and booleans are TOML's as well."""
+  return "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.items())
+
+
+def words(config: Mapping[str, Any]) -> str:
+  """Writes a config in one line, as Flower's commands take it.
+
+  >>> words({"bits": 2, "model": "mlp"})
+  'bits=2 model="mlp"'
+  """
+  return " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())

@@ -72,6 +72,8 @@ def run(settings: Settings, grid: Grid, say: Callable[[str], None] = print) -> l
     held = Checkpoint(held.run, round_ + 1, variables)
     checkpoint.save(folder, held, about)
     say(_progress(round_ + 1, rounds, replies, dropped, moved, time.monotonic() - start))
+  if worth := faults.privacy_of(options, [settings.nodes], rounds):
+    say(f"the noise on w is worth epsilon {worth['epsilon']:.3g} at delta {worth['delta']:.3g}")
   clients = _finished(settings, grid, held, names, say)
   _write(settings, folder, held, clients)
   return clients
