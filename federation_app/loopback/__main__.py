@@ -143,7 +143,8 @@ def defaults() -> dict[str, Any]:
 def write_configs(options: Loopback, folder: Path) -> None:
   """Writes what a federation on several machines takes: rows, run.toml, and nodes.txt."""
   _, dealt = prepared(options, folder)
-  run_config = shared(options) | dealt.run_config | {"nodes": options.nodes}
+  number = options.nodes
+  run_config = shared(options) | dealt.run_config | {"nodes": number, "min_clients": number}
   files.write(folder / "run.toml", processes.toml(run_config))
   nodes = (processes.words(config) for config in dealt.node_configs)
   files.write(folder / "nodes.txt", "\n".join(nodes))
