@@ -22,6 +22,7 @@ from qupeD_jax import models
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.data import splits
 from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.io import packing
 from qupeD_jax.results import metrics
 from qupeD_jax.study import cli, jobs, study
 from qupeD_jax.study.federation import of_server
@@ -124,12 +125,17 @@ def test_programs_are_in_the_style_of_the_house(tmp_path):
 
 def test_a_model_read_again_scores_as_it_did(run):
   ((again, trained),) = ((run(name), run(first)) for name, first in AFTER.items())
-  result, about = trained.module.result, again.module.own.model.about
+  result, own = trained.module.result, again.module.own
   assert float(again.printed) == pytest.approx(result.accuracy["personal"][7])
-  anew = models.make(about["model"], **about["input"])
-  chex.assert_trees_all_equal_shapes(
-    jax.eval_shape(anew.init, jax.random.key(0)), again.module.own.variables
+  packed, metadata = packing.load(
+    pathlib.Path(again.module.__file__).with_name("client_7.safetensors")
   )
+  images = again.module.federation.test.x[:5]
+  logits = lambda model, variables: model.apply(variables, images, False)[0]
+  expected = logits(own.model, own.variables)
+  for said in (metadata, own.model.about):
+    found = logits(models.make(**said), packing.unpack(packed))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_kind_of_extension_has_a_program():

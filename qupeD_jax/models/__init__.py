@@ -8,6 +8,7 @@ Where a quantiser exempts the first and the last layer, it finds them by their n
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -48,25 +49,32 @@ DTYPES = ("float32", "bfloat16")
 
 
 def make(
-  name: str,
-  num_classes: int,
-  image_shape: ImageShape,
+  model: str,
+  num_classes: int | None = None,
+  image_shape: ImageShape | None = None,
   *,
   mean: PerChannel = 0.0,
   std: PerChannel = 255.0,
   dtype: str = "float32",
   conv_form: str | None = None,
+  input: Mapping[str, Any] | None = None,
+  client: int | None = None,
+  bits: int | None = None,
+  seed: int | None = None,
   **options,
 ) -> Model:
-  """Makes a network by name.
+  """Makes a network by name, or anew by what a shipped model's file says: `make(**metadata)`.
 
   Args:
-    name: one of NAMES.
+    model: name of the network, one of NAMES.
     num_classes: logits per example.
     image_shape: (H, W, C).
     mean, std: of the raw images, per channel or for all; inputs become (x - mean) / std.
     dtype: of the computation, one of DTYPES; parameters and logits are float32.
     conv_form: one of forms.FORMS; None is the fastest.
+    input: of a file's metadata, what its images are: num_classes, image_shape, mean and std are
+      taken from there.
+    client, bits, seed: of a file's metadata, whose model it holds; a network is the same for all.
     **options: fields of the module: `widths` of an MLP or a CNN, `channels` of a CNN or a ResNet.
 
   Returns:
@@ -82,21 +90,27 @@ def make(
   >>> logits, stats = model.apply(variables, jnp.zeros((3, 28, 28, 1), jnp.uint8), False)
   >>> logits.shape, stats
   ((3, 10), {})
+  >>> anew = make(**model.about, client=7, bits=2)
+  >>> anew.about == model.about
+  True
   """
-  checks.require(name in NAMES, "model", name, _known(name))
+  del client, bits, seed
+  if input is not None:
+    own = {key: input[key] for key in ("num_classes", "image_shape", "mean", "std") if key in input}
+    return make(model, **own, dtype=dtype, conv_form=conv_form, **options)
+  checks.require(model in NAMES, "model", model, _known(model))
   checks.require(dtype in DTYPES, "dtype", dtype, " or ".join(DTYPES))
   known = (*forms.FORMS, None)
   checks.require(conv_form in known, "conv_form", conv_form, ", ".join(map(str, known)))
   checks.at_least("num_classes", num_classes, 1)
+  checks.require(image_shape is not None, "image_shape", None, "(height, width, channels)")
   fields = {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "conv_form": conv_form}
-  model = from_linen(_MODULES[name](**fields, **options), image_shape, mean=mean, std=std)
-  jax.eval_shape(
-    model.init, jax.random.key(0)
-  )  # an image too small shows now, not at the first use
+  made = from_linen(_MODULES[model](**fields, **options), image_shape, mean=mean, std=std)
+  jax.eval_shape(made.init, jax.random.key(0))  # an image too small shows now, not at the first use
   if options:  # no file has room for them
-    return model
+    return made
   inputs = {"num_classes": num_classes, "image_shape": image_shape, "mean": mean, "std": std}
-  return model._replace(about={"model": name, "input": inputs})
+  return made._replace(about={"model": model, "input": inputs})
 
 
 def from_linen(

@@ -205,23 +205,24 @@ LISTED = "mlp, mlp2, cnn1, cnn2, cnn3, resnet8, resnet20, resnet32"
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "cnn4"}, rf"model cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
-    ({"name": "MLP"}, rf"model MLP: allowed is {LISTED} \(nearest: mlp\)"),
+    ({"model": "cnn4"}, rf"model cnn4: allowed is {LISTED} \(nearest: cnn1\)"),
+    ({"model": "MLP"}, rf"model MLP: allowed is {LISTED} \(nearest: mlp\)"),
     ({"dtype": "float16"}, "dtype float16: allowed is float32 or bfloat16"),
     ({"conv_form": "fft"}, "conv_form fft: allowed is lax, im2col, tiles, serial, None"),
     ({"num_classes": 0}, "num_classes 0: allowed is a whole number of at least 1"),
+    ({"image_shape": None}, r"image_shape None: allowed is \(height, width, channels\)"),
     ({"image_shape": (3, 8, 1)}, r"image shape \(3, 8, 1\): allowed is 4x4 or larger"),
     ({"image_shape": (8, 8, 0)}, "image shape 0: allowed is a whole number of at least 1"),
     ({"mean": (1.0, 2.0)}, "mean .*: allowed is one number, or one for each of 1 channels"),
     ({"std": 0.0}, "std .*: allowed is finite and above 0"),
     (
-      {"name": "resnet8", "channels": (8, 4)},
+      {"model": "resnet8", "channels": (8, 4)},
       r"channels \(8, 4\): allowed is in rising order: shortcuts drop none",
     ),
   ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):
-  good = {"name": "cnn1", "num_classes": 10, "image_shape": (8, 8, 1)}
+  good = {"model": "cnn1", "num_classes": 10, "image_shape": (8, 8, 1)}
   with pytest.raises(checks.BadInput) as raised:
     models.make(**{**good, **options})
   assert re.fullmatch(message, str(raised.value))
