@@ -14,7 +14,7 @@ from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.quantization import ops, quantizers
-from qupeD_jax.study.faults import faulty
+from qupeD_jax.study.faults import aggregate_of, faulty
 from qupeD_jax.study.federation import Federation, of_server
 from qupeD_jax.study.options import Federated, Options, replaced, settled
 from qupeD_jax.types import FULL_PRECISION, Algorithm, FedState, Quantizer
@@ -92,6 +92,41 @@ def changed(make: MakeJob, changes: Mapping[str, Mapping[str, float]]) -> MakeJo
 
 
 # --- what a job is made of
+
+
+def one_architecture(
+  name: str, options: Options, federation: Federation, method: Callable[[Options], Callable]
+) -> Job:
+  """Makes the job of a method at full precision, all of whose clients have the server's network.
+
+  Args:
+    name: of the method.
+    options: of the experiment.
+    federation: the clients.
+    method: as in `with_server`.
+  """
+  phases = one_phase(options, with_server(federation, method))
+  return Job(options, of_server(federation), full_precision(name, federation), phases)
+
+
+def with_server(federation: Federation, method: Callable[[Options], Callable]) -> Callable:
+  """Returns a phase's `build` for a method with a server.
+
+  Args:
+    federation: the clients.
+    method: from options to the algorithm's builder, told all but the server's model, the local work
+      and the aggregate.
+  """
+
+  def build(options, _):
+    builder = method(options)
+    return builder(
+      federation.models[0],
+      work=local_work(options, federation),
+      aggregate=aggregate_of(options, federation.num_clients, builder),
+    )
+
+  return build
 
 
 def full_precision(method: str, federation: Federation) -> dict[str, Variant]:

@@ -5,6 +5,8 @@ job; `bits` gives one variant each, `mixed` one more in which `options.bits` are
 clients. Within a `build`, options may hold traced values: variants can differ in them, too.
 """
 
+from functools import partial
+
 import numpy as np
 
 from qupeD_jax.algorithms.fedavg import fedavg
@@ -14,7 +16,7 @@ from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.study.faults import aggregate_of
-from qupeD_jax.study.federation import Federation, of_server
+from qupeD_jax.study.federation import Federation
 from qupeD_jax.study.jobs import (
   Job,
   Phase,
@@ -28,6 +30,7 @@ from qupeD_jax.study.jobs import (
   full_precision,
   local_phase,
   local_work,
+  one_architecture,
   one_phase,
   personal_rates,
   precisions,
@@ -84,17 +87,10 @@ def local_quantised(
 def federated_averaging(options: Options, federation: Federation) -> Job:
   """One model of the server's architecture for all clients."""
 
-  def build(options, _):
-    rate = decayed(options, options.hyper.fedavg_rate)
-    return fedavg(
-      federation.models[0],
-      rate=rate,
-      work=local_work(options, federation),
-      aggregate=aggregate_of(options, federation.num_clients, fedavg),
-    )
+  def method(options):
+    return partial(fedavg, rate=decayed(options, options.hyper.fedavg_rate))
 
-  variants = full_precision("FedAvg", federation)
-  return Job(options, of_server(federation), variants, one_phase(options, build))
+  return one_architecture("FedAvg", options, federation, method)
 
 
 def averaging_then_local(
