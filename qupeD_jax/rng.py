@@ -39,6 +39,7 @@ Purpose = Literal[
   # of a batch
   "rows",
   "augment",  # by local step
+  "layers",  # by local step: what networks draw, such as dropout
 ]
 
 TAGS = {purpose: zlib.crc32(purpose.encode()) for purpose in get_args(Purpose)}

@@ -22,10 +22,19 @@ class InitModel(Protocol):
 
 
 class ApplyModel(Protocol):
-  """Runs a network: x [B, H, W, C] to logits [B, classes] and statistics."""
+  """Runs a network: x [B, H, W, C] to logits [B, classes] and statistics.
+
+  `key` is for what a network draws in training; only one that says so (`Model.draws`) gets it.
+  """
 
   def __call__(
-    self, variables: PyTree, x: Array, train: bool, mask: Array | None = None, /
+    self,
+    variables: PyTree,
+    x: Array,
+    train: bool,
+    mask: Array | None = None,
+    key: Array | None = None,
+    /,
   ) -> tuple[Array, PyTree]: ...
 
 
@@ -42,6 +51,7 @@ class Model(NamedTuple):
   apply: ApplyModel
   # What a file says of a network that `models.make` can make anew; None for one of your own.
   about: Mapping[str, Any] | None = None
+  draws: bool = False  # whether `apply` takes a key in training, as one with dropout does
 
 
 class Dataset(NamedTuple):

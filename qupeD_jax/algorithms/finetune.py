@@ -14,6 +14,7 @@ import optax
 
 from qupeD_jax.federation import algorithm1, objectives, scoring, tree
 from qupeD_jax.federation.algorithm1 import Personal, Rates, Rule
+from qupeD_jax.federation.batches import train_pass
 from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
 from qupeD_jax.federation.gradients import value_at
 from qupeD_jax.federation.objectives import Distillation, Teaching
@@ -87,7 +88,7 @@ def finetune(
   def lesson(server_variables, batch, classes):
     if server_model is None:
       return None
-    logits, _ = server_model.apply(server_variables, batch.x, True, batch.mask)
+    logits, _ = train_pass(server_model, server_variables, batch)
     return Teaching(logits, distillation.lambda_p, distillation.temperature, classes)
 
   def client_fn(model, state, data):

@@ -15,6 +15,7 @@ from qupeD_jax import checks
 from qupeD_jax.federation import algorithm1, gradients, losses, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
 from qupeD_jax.federation.algorithm1 import Pass, Rates, Rule
+from qupeD_jax.federation.batches import train_pass
 from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
 from qupeD_jax.federation.objectives import Distillation, Teaching
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
@@ -108,7 +109,7 @@ def quped(
       pupils = []
       for weight, params in algorithm1.trained_points(personal, step, quantizer).values():
         variables = {**personal.variables, "params": params}
-        pupils.append((weight, model.apply(variables, batch.x, True, batch.mask)[0]))
+        pupils.append((weight, train_pass(model, variables, batch)[0]))
       return (personal, learn(copy, of_w, pupils, classes, batch, step)), loss
 
     return step_fn

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qupeD_jax.types import Array
+from qupeD_jax.types import Array, Model, PyTree
 
 
 class Rows(NamedTuple):
@@ -22,6 +22,13 @@ class Batch(NamedTuple):
   x: Array  # [B, H, W, C] uint8 or float32
   y: Array  # [B] int32
   mask: Array  # [B] float32, 1 for an example that counts
+  key: Array | None = None  # [] of what networks draw; the same for all passes of a step
+
+
+def train_pass(model: Model, variables: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+  """Runs a model on a batch in training mode: logits [B, classes] float32, and statistics."""
+  key = (batch.key,) if model.draws else ()
+  return model.apply(variables, batch.x, True, batch.mask, *key)
 
 
 def draw_rows(

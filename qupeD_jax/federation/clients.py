@@ -61,7 +61,7 @@ def local_round(
     x = data.x[rows]
     if work.augment is not None:
       x = work.augment(rng.stream(key, "augment", step), x)
-    return Batch(x, data.y[rows], mask)
+    return Batch(x, data.y[rows], mask, rng.stream(key, "layers", step))
 
   def run(key, carry, rows):
     keys = tuple(rng.stream(key, "batches", i) for i in range(batches_per_step))

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from qupeD_jax.federation import tree
-from qupeD_jax.federation.batches import Batch
+from qupeD_jax.federation.batches import Batch, train_pass
 from qupeD_jax.types import Array, Model, PyTree
 
 
@@ -59,7 +59,7 @@ def forward(model: Model, variables: PyTree, batch: Batch) -> tuple[Array, Calla
   """
 
   def of_params(params):
-    return model.apply({**variables, "params": params}, batch.x, True, batch.mask)
+    return train_pass(model, {**variables, "params": params}, batch)
 
   logits, backward, stats = jax.vjp(of_params, variables["params"], has_aux=True)
   return logits, lambda gradient: backward(gradient)[0], stats
@@ -70,4 +70,4 @@ def renewed_stats(model: Model, variables: PyTree, batch: Batch) -> PyTree:
 
   A network without statistics computes nothing for it.
   """
-  return model.apply(variables, batch.x, True, batch.mask)[1]
+  return train_pass(model, variables, batch)[1]

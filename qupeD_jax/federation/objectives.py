@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from qupeD_jax import checks
 from qupeD_jax.federation import losses
-from qupeD_jax.federation.batches import Batch, Rows
+from qupeD_jax.federation.batches import Batch, Rows, train_pass
 from qupeD_jax.types import Array, Dataset, Model, PyTree
 
 
@@ -53,7 +53,7 @@ def personal_loss(model: Model, batch: Batch, teaching: Teaching | None = None) 
   """Returns variables -> (`batch_loss` [], stats) of a model on a batch, in training mode."""
 
   def loss_fn(variables):
-    logits, stats = model.apply(variables, batch.x, True, batch.mask)
+    logits, stats = train_pass(model, variables, batch)
     return batch_loss(logits, batch, teaching), stats
 
   return loss_fn
@@ -87,6 +87,6 @@ def held_classes(model: Model, variables: PyTree, data: Dataset, rows: Rows) -> 
   Returns:
     [classes] bool.
   """
-  logits, _ = jax.eval_shape(lambda v: model.apply(v, data.x[:1], True), variables)
+  logits, _ = jax.eval_shape(lambda v: model.apply(v, data.x[:1], False), variables)
   counts = jnp.arange(len(rows.index)) < rows.size
   return jnp.zeros(logits.shape[-1], bool).at[data.y[rows.index]].max(counts)

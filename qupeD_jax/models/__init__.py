@@ -1,32 +1,29 @@
 """The networks, by name, as `Model`s: pairs of pure functions that take raw images.
 
-A network of one's own needs nothing from here but the pair; `from_linen` makes it of a flax module.
-Where a quantiser exempts the first and the last layer, it finds them by their names: call these
-"stem" and "head", and parameters "kernel" and "bias".
+A network of one's own needs nothing from here but the pair; `from_linen` and `from_nnx` make it of
+a flax module. Where a quantiser exempts the first and the last layer, it finds them by their names:
+call these "stem" and "head", and parameters "kernel" and "bias".
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from flax import nnx
 
 from qupeD_jax import checks
 from qupeD_jax.models import architecture
 from qupeD_jax.models.cnn import CNN
 from qupeD_jax.models.conv import forms
+from qupeD_jax.models.flax_modules import ImageShape, PerChannel, wrapped
+from qupeD_jax.models.flax_modules import from_linen as from_linen
+from qupeD_jax.models.flax_modules import from_nnx as from_nnx
 from qupeD_jax.models.mlp import MLP
 from qupeD_jax.models.resnet import ResNet
-from qupeD_jax.types import Array, Model, PyTree
-
-ImageShape = tuple[int, int, int]  # H, W, C
-PerChannel = float | Sequence[float]
+from qupeD_jax.types import Model
 
 
 def _mlp(conv_form: str | None, **fields) -> nn.Module:
@@ -105,152 +102,12 @@ def make(
   checks.at_least("num_classes", num_classes, 1)
   checks.require(image_shape is not None, "image_shape", None, "(height, width, channels)")
   fields = {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "conv_form": conv_form}
-  made = from_linen(_MODULES[model](**fields, **options), image_shape, mean=mean, std=std)
+  made = wrapped(_MODULES[model](**fields, **options), image_shape, mean=mean, std=std)
   jax.eval_shape(made.init, jax.random.key(0))  # an image too small shows now, not at the first use
   if options:  # no file has room for them
     return made
   inputs = {"num_classes": num_classes, "image_shape": image_shape, "mean": mean, "std": std}
   return made._replace(about={"model": model, "input": inputs})
-
-
-def from_linen(
-  module: nn.Module,
-  image_shape: ImageShape,
-  *,
-  mean: PerChannel = 0.0,
-  std: PerChannel = 255.0,
-) -> Model:
-  """Wraps a flax module as a Model that takes raw images.
-
-  In training, examples that do not count stay out of the statistics of every `nn.BatchNorm` in it.
-
-  Args:
-    module: called as module(x [B, H, W, C] float32, train), returns logits [B, classes]. Its
-      collections besides "params", such as "batch_stats", become the Model's stats.
-    image_shape: (H, W, C).
-    mean, std: of the raw images, per channel or for all; the module sees (x - mean) / std.
-
-  >>> class Linear(nn.Module):
-  ...   @nn.compact
-  ...   def __call__(self, x, train):
-  ...     return nn.Dense(10, name="head")(x.reshape(x.shape[0], -1))
-  >>> model = from_linen(Linear(), image_shape=(28, 28, 1))
-  >>> model.init(jax.random.key(0))["params"]["head"]["kernel"].shape
-  (784, 10)
-  """
-  normalise = _normaliser(image_shape, mean, std)
-
-  def init(key):
-    x = normalise(jnp.zeros((1, *image_shape)))
-    stats = dict(module.init(key, x, train=False))
-    return {"params": stats.pop("params"), "stats": stats}
-
-  def apply(variables, x, train, mask=None):
-    chex.assert_shape(x, (None, *image_shape))
-    params, stats = variables["params"], variables["stats"]
-    renewed = list(stats) if train else []
-    with nn.intercept_methods(partial(_masking, mask)):
-      logits, new = module.apply(
-        {"params": params, **stats}, normalise(x), train=train, mutable=renewed
-      )
-    return logits.astype(jnp.float32), {**stats, **new}
-
-  return Model(init, apply)
-
-
-def from_nnx(
-  module: Callable[[nnx.Rngs], nnx.Module],
-  image_shape: ImageShape,
-  *,
-  mean: PerChannel = 0.0,
-  std: PerChannel = 255.0,
-) -> Model:
-  """Wraps a flax.nnx module as a Model that takes raw images.
-
-  Its `nnx.Param`s are trained; what is an `nnx.BatchStat` becomes the Model's stats. Where a client
-  has fewer rows than a batch has slots, those that fill it up enter the statistics: nnx's layers
-  know no mask.
-
-  Args:
-    module: rngs -> the module, called as module(x [B, H, W, C] float32), returns logits
-      [B, classes]; its train() and eval() are called before.
-    image_shape: (H, W, C).
-    mean, std: of the raw images, per channel or for all; the module sees (x - mean) / std.
-
-  Raises:
-    BadInput: the module keeps random numbers, as dropout does.
-
-  >>> class Linear(nnx.Module):
-  ...   def __init__(self, rngs):
-  ...     self.head = nnx.Linear(784, 10, rngs=rngs)
-  ...   def __call__(self, x):
-  ...     return self.head(x.reshape(len(x), -1))
-  >>> model = from_nnx(Linear, image_shape=(28, 28, 1))
-  >>> model.init(jax.random.key(0))["params"]["head"]["kernel"].shape
-  (784, 10)
-  """
-  normalise = _normaliser(image_shape, mean, std)
-  graph, params_like, stats_like, rest = nnx.split(
-    module(nnx.Rngs(0)), nnx.Param, nnx.BatchStat, ...
-  )
-  if jax.tree.leaves(rest):
-    raise checks.BadInput("module: keeps random numbers, as dropout does: allowed is one without")
-
-  def init(key):
-    _, params, stats, _ = nnx.split(module(nnx.Rngs(key)), nnx.Param, nnx.BatchStat, ...)
-    return {"params": _named(nnx.to_pure_dict(params)), "stats": _named(nnx.to_pure_dict(stats))}
-
-  def apply(variables, x, train, mask=None):
-    del mask
-    chex.assert_shape(x, (None, *image_shape))
-    params = _filled(params_like, variables["params"])
-    net = nnx.merge(graph, params, _filled(stats_like, variables["stats"]), rest)
-    if train:
-      net.train()
-    else:
-      net.eval()
-    logits = net(normalise(x))
-    stats = _named(nnx.to_pure_dict(nnx.state(net, nnx.BatchStat)))
-    return logits.astype(jnp.float32), stats
-
-  return Model(init, apply)
-
-
-def _named(tree: PyTree) -> PyTree:
-  """Turns the numbers of layers in lists into names."""
-  return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _filled(like: nnx.State, named: PyTree) -> nnx.State:
-  """Puts arrays by name into a state of the same layers."""
-
-  def leaves(like, named):
-    if not isinstance(like, dict):
-      return [named]
-    return [leaf for k, v in sorted(like.items()) for leaf in leaves(v, named[str(k)])]
-
-  return jax.tree.unflatten(jax.tree.structure(like), leaves(nnx.to_pure_dict(like), named))
-
-
-def _normaliser(image_shape: ImageShape, mean: PerChannel, std: PerChannel) -> Callable:
-  """Returns x -> (x - mean) / std, float32, for images of this shape."""
-  for size in image_shape:
-    checks.at_least("image shape", size, 1)
-  mean = _per_channel("mean", mean, image_shape[-1])
-  std = _per_channel("std", std, image_shape[-1])
-  checks.require((np.isfinite(std) & (std > 0)).all(), "std", std, "finite and above 0")
-  return lambda x: (x.astype(jnp.float32) - mean) / std
-
-
-def _masking(mask: Array | None, call: Callable, args: tuple, options: dict, context) -> Array:
-  """Calls a method of a flax module, a batch normalisation's with the examples that count."""
-  is_norm = isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__"
-  if mask is None or not is_norm:
-    return call(*args, **options)
-  # In a client without rows none counts: then all do, for a mean of nothing would be a NaN.
-  counts = (mask > 0) | ~jnp.any(mask > 0)
-  per_example = counts.reshape(-1, *(1,) * (args[0].ndim - 1))
-  return call(*args, **{"mask": per_example, **options})
 
 
 def layers(name: str) -> architecture.Layers:
@@ -298,18 +155,6 @@ def _num_outputs(model: Model, image_shape: ImageShape) -> int:
 
   x = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
   return jax.eval_shape(logits, jax.random.key(0), x).shape[-1]
-
-
-def _per_channel(name: str, value: PerChannel, channels: int) -> np.ndarray:
-  """Broadcasts a normalisation constant to [C] float32."""
-  value = np.asarray(value, np.float32)
-  checks.require(
-    value.shape in ((), (channels,)),
-    name,
-    value,
-    f"one number, or one for each of {channels} channels",
-  )
-  return np.broadcast_to(value, (channels,))
 
 
 def _known(name: str) -> str:

@@ -9,9 +9,10 @@ from the server.
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from qupeD_jax import checks, rng
-from qupeD_jax.federation.batches import draw_rows
+from qupeD_jax.federation.batches import Batch, draw_rows, train_pass
 from qupeD_jax.types import Algorithm, Scored
 
 
@@ -43,10 +44,12 @@ def with_own_statistics(
     drawn = draw_rows(key, index, size, num_batches, batch_size)
 
     def step(stats, drawn):
-      rows, mask = drawn
-      return model.apply({**variables, "stats": stats}, data.x[rows], True, mask)[1], None
+      number, (rows, mask) = drawn
+      batch = Batch(data.x[rows], data.y[rows], mask, rng.stream(key, "layers", number))
+      return train_pass(model, {**variables, "stats": stats}, batch)[1], None
 
-    return {**variables, "stats": jax.lax.scan(step, variables["stats"], drawn)[0]}
+    numbered = jnp.arange(num_batches), drawn
+    return {**variables, "stats": jax.lax.scan(step, variables["stats"], numbered)[0]}
 
   def own(scored, key, data, cohort):
     if scored.stacked or not jax.tree.leaves(scored.variables["stats"]):

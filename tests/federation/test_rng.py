@@ -30,6 +30,7 @@ def test_tags_are_as_they_were():
     970651846, "dropout": 2458513353, "stragglers": 1158020021, "steps": 874646130,
     "statistics": 3805514530, "aggregate": 3078179327, "spoil": 2699017246, "noise": 4255749673,
     "batches": 4033766739, "rows": 176944289, "augment": 3944118809,
+    "layers": 3867733328,
   }  # fmt: skip
   assert len(set(rng.TAGS.values())) == len(rng.TAGS)
 
