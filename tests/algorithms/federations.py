@@ -34,3 +34,7 @@ def make_quped(**options):
 
 def make_local(quantizer=QUANTIZER):
   return local(MODELS, quantizer, rates=RATES, **STEPS)
+
+
+# Trained by several tests, which share what jax has traced and compiled of them.
+QUPED, LOCAL = make_quped(), make_local()

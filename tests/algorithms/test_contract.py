@@ -24,8 +24,10 @@ from tests.algorithms.federations import (
   DATA,
   KEY,
   KMEANS,
+  LOCAL,
   MODELS,
   QUANTIZER,
+  QUPED,
   RATES,
   SERVER,
   STEPS,
@@ -87,7 +89,7 @@ def make_rival_quantizers():
 
 
 ALGORITHMS = {
-  "local": make_local,
+  "local": lambda: LOCAL,
   "local_full_precision": lambda: make_local(quantizers.full_precision()),
   "local_rival_quantizers": make_rival_quantizers,
   "posttraining": lambda: with_post_training_quantisation(
@@ -104,7 +106,7 @@ ALGORITHMS = {
   "scaffold": lambda: scaffold(SERVER, num_clients=8, **STEPS),
   "apfl": lambda: apfl(SERVER, adaptive=True, **STEPS),
   "qupel": lambda: qupel(SERVER, QUANTIZER, rates=RATES, **STEPS),
-  "quped": make_quped,
+  "quped": lambda: QUPED,
   "quped_beyond_the_paper": lambda: make_quped(**BEYOND_THE_PAPER),
   "quped_binary_relax": lambda: quped(SERVER, MODELS, BINARY_RELAX, rates=RATES, **STEPS),
   "quped_full_precision": lambda: quped(
@@ -114,8 +116,9 @@ ALGORITHMS = {
   "separate": lambda: separate(tuple(fedavg(model, **STEPS) for model in MODELS)),
 }
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
-# Without those whose clients hold less of what another's hold, and send the same.
-ALIKE = {"local_full_precision", "posttraining", "quped_binary_relax", "quped_full_precision"}
+# Without those whose clients hold no more than another's do, and send the same.
+ALIKE = {"local_full_precision", "posttraining", "fedavg", "fedprox", "quped", "quped_binary_relax"}
+ALIKE |= {"quped_full_precision"}
 every_kind = pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ALIKE])
 
 

@@ -1,5 +1,7 @@
 """Every algorithm against a plain numpy loop: two clients, a linear model, three rounds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +51,10 @@ def assert_both(algorithm, expected):
   assert_model(shown["global"][0].variables, w)
 
 
-def run_quped(bits, **options):
-  algorithm = quped(
+@functools.cache
+def make_quped(**options):
+  """Of the same options the same, so that clients of other bits train by the same program."""
+  return quped(
     MODEL,
     (MODEL,),
     QUANTIZER,
@@ -59,7 +63,10 @@ def run_quped(bits, **options):
     **PERSONAL,
     **options,
   )
-  return oracle.train(algorithm, bits)[0]
+
+
+def run_quped(bits, **options):
+  return oracle.train(make_quped(**options), bits)[0]
 
 
 def assert_quped(state, expected):
@@ -114,8 +121,12 @@ def test_quped_beyond_the_paper(bits, options):
   ],
 )
 def test_qupel(bits, quantizer):
-  algorithm = qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
-  assert_quped(oracle.train(algorithm, bits)[0], oracle.qupel(bits, 0.8))
+  assert_quped(oracle.train(make_qupel(quantizer), bits)[0], oracle.qupel(bits, 0.8))
+
+
+@functools.cache
+def make_qupel(quantizer):
+  return qupel(MODEL, quantizer, penalty=0.8, global_rate=oracle.GLOBAL_RATE, **PERSONAL)
 
 
 @pytest.mark.parametrize(("bits", "own"), [((1, 2), False), ((32, 1), True)])

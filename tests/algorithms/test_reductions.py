@@ -19,8 +19,10 @@ from tests.algorithms.federations import (
   DATA,
   KEY,
   KMEANS,
+  LOCAL,
   MODELS,
   QUANTIZER,
+  QUPED,
   RATES,
   SERVER,
   STEPS,
@@ -49,6 +51,7 @@ from tests.flat import (
 EXACTLY = {"rtol": 1e-6, "atol": 1e-6}  # up to how XLA orders a few float32 sums
 BOTH = {"rate": RATES.weights, "global_rate": 0.2, **STEPS}
 ONE_ARCHITECTURE = (SERVER, SERVER)
+FEDAVG = fedavg(SERVER, **STEPS)
 
 
 def train(algorithm, groups, rounds=3, data=DATA):
@@ -63,12 +66,14 @@ def variables_of(state):
   return tuple(personal.variables for personal in state.clients)
 
 
+@functools.cache
 def trained_alone(models=ONE_ARCHITECTURE, quantizer=None):
   """The clients' models after local training, at full precision unless a quantizer is given."""
   algorithm = local(models, quantizer or quantizers.full_precision(), rates=RATES, **STEPS)
   return variables_of(train(algorithm, cohorts()))
 
 
+@functools.cache
 def averaged(rate=BOTH["global_rate"]):
   return train(fedavg(SERVER, rate=rate, **STEPS), cohorts()).server
 
@@ -83,7 +88,7 @@ def with_bits(bits):
 
 
 def test_quped_without_distillation_is_local_training():
-  alone = train(make_local(), cohorts())
+  alone = train(LOCAL, cohorts())
   together = train(make_quped(lambda_p=0.0), cohorts())
   chex.assert_trees_all_close(together.clients, alone.clients, **EXACTLY)
   start = SERVER.init(KEY)
@@ -91,7 +96,7 @@ def test_quped_without_distillation_is_local_training():
 
 
 def test_32_bits_of_a_codebook_equal_no_quantiser():
-  with_codebook = train(make_quped(), with_bits(32))
+  with_codebook = train(QUPED, with_bits(32))
   without = train(
     quped(SERVER, MODELS, quantizers.full_precision(), rates=RATES, **STEPS), with_bits(32)
   )
@@ -103,8 +108,8 @@ def test_32_bits_of_a_codebook_equal_no_quantiser():
 @pytest.mark.parametrize("bits", [1, 2, 32])
 def test_mixed_bits_give_each_client_what_equal_bits_give_it(bits):
   """One round: the global model is the same then, whatever precisions the others have."""
-  mixed = train(make_quped(), cohorts(), rounds=1)
-  equal = train(make_quped(), with_bits(bits), rounds=1)
+  mixed = train(QUPED, cohorts(), rounds=1)
+  equal = train(QUPED, with_bits(bits), rounds=1)
   for group, a, b in zip(cohorts(), mixed.clients, equal.clients, strict=True):
     for k in np.flatnonzero(group.bits == bits):
       ours, theirs = (jax.tree.map(lambda leaf, k=k: leaf[k], s) for s in (a, b))
@@ -112,7 +117,7 @@ def test_mixed_bits_give_each_client_what_equal_bits_give_it(bits):
 
 
 def test_local_clients_with_mixed_bits_train_as_with_equal_bits():
-  mixed, equal = train(make_local(), cohorts()), train(make_local(), with_bits(2))
+  mixed, equal = train(LOCAL, cohorts()), train(LOCAL, with_bits(2))
   for group, a, b in zip(cohorts(), mixed.clients, equal.clients, strict=True):
     for k in np.flatnonzero(group.bits == 2):
       ours, theirs = (jax.tree.map(lambda leaf, k=k: leaf[k], s) for s in (a, b))
@@ -120,13 +125,13 @@ def test_local_clients_with_mixed_bits_train_as_with_equal_bits():
 
 
 def test_fedprox_without_its_term_is_fedavg():
-  a = train(fedavg(SERVER, **STEPS), cohorts())
+  a = train(FEDAVG, cohorts())
   b = train(fedprox(SERVER, mu=0.0, **STEPS), cohorts())
   chex.assert_trees_all_close(a, b, **EXACTLY)
 
 
 def test_equal_amounts_of_data_weigh_equally():
-  a = train(fedavg(SERVER, **STEPS), cohorts())
+  a = train(FEDAVG, cohorts())
   b = train(fedavg(SERVER, aggregate=mean(), **STEPS), cohorts())
   chex.assert_trees_all_close(a, b, **EXACTLY)
 
@@ -141,7 +146,7 @@ def test_local_training_goes_on_from_a_given_model():
 
 
 def test_fine_tuning_moves_only_centers_and_what_is_not_quantised():
-  trained = train(make_quped(), cohorts())
+  trained = train(QUPED, cohorts())
   phase = finetune(
     MODELS, QUANTIZER, trained, server_model=SERVER, lambda_p=0.3, centers_rate=0.01, **STEPS
   )
@@ -170,7 +175,7 @@ ALL_CLASSES = DATA._replace(y=jnp.arange(len(DATA.y)) % toy.CLASSES)  # every cl
 
 @functools.cache
 def default_quped():
-  return train(make_quped(), cohorts(), data=ALL_CLASSES)
+  return train(QUPED, cohorts(), data=ALL_CLASSES)
 
 
 @pytest.mark.parametrize("bits", [None, 32])

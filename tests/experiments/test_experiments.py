@@ -205,7 +205,6 @@ def test_shipped_models_have_the_precision_they_say(results):
   "changes",
   [
     {"partition": "dirichlet", "alpha": 0.3, "partial_batches": True, "batch_size": 64},
-    {"partition": "iid"},
     {"participation": 0.5},
   ],
   ids=lambda changes: "-".join(changes),
