@@ -1,7 +1,7 @@
 """Asking nodes over Flower's Grid: messages out, replies in, and one line for whatever is wrong."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
@@ -12,6 +12,17 @@ from qupeD_jax.checks import BadInput
 from .messages import Content
 
 POLL = 0.2  # seconds
+VOID = (3, 4)  # Flower's codes of a message, or its reply, that was not there in time
+
+
+class Question(NamedTuple):
+  """What nodes are asked."""
+
+  group: str  # "round 3": what lines and Flower's logs call it
+  kind: str  # of the messages, as of `messages`
+  content: RecordDict
+  timeout: float  # seconds to wait for replies; messages are void after it
+  read: Callable[[RecordDict], Content]  # raises BadInput for a reply that cannot be used
 
 
 class Reply(NamedTuple):
@@ -23,58 +34,46 @@ class Reply(NamedTuple):
 
 def ask(
   grid: Grid,
-  kind: str,
-  content: RecordDict,
-  group: str,
-  timeout: float,
-  read: Callable[[RecordDict], Content],
-  say: Callable[[str], None],
+  question: Question,
+  heard: dict[int, Reply],
+  *,
   names: dict[int, int],
-) -> list[Reply]:
-  """Sends all nodes that are there a message and collects what they reply.
+  say: Callable[[str], None],
+) -> dict[int, Reply]:
+  """Asks all nodes that are there and have not been heard yet.
 
   Args:
     grid: Flower's.
-    kind: of the message.
-    content: of the message.
-    group: what Flower's logs call it.
-    timeout: seconds to wait for replies; messages are void after it.
-    read: content -> Content; raises BadInput for one that cannot be used.
-    say: told in one line of every node that is left out, and why.
+    question: what to ask.
+    heard: replies to the same question, by client.
     names: client of each node, as far as it is known; those that reply are added.
+    say: told in one line of every node that is left out, and why.
 
   Returns:
-    Those that can be used, no client twice, in the order of their clients.
+    `heard` and the replies that can be used, by client, in the order of clients.
   """
-  nodes = sorted(grid.get_node_ids())
+  replies = dict(heard)
+  nodes = set(grid.get_node_ids()) - {reply.node for reply in heard.values()}
+  unheard = set(nodes)
   called = lambda node: f"client {names[node]}" if node in names else f"node {node}"
-  leave_out = lambda node, reason: say(f"{group}: {called(node)} is left out: {reason}")
-  messages = [
-    Message(content, node, kind, ttl=timeout, group_id=group.replace(" ", "-")) for node in nodes
-  ]
-  pushed = [ident for ident in grid.push_messages(messages) if ident]
-  replies: dict[int, Reply] = {}
-  answered = set()
-  for message in _pulled(grid, pushed, timeout):
-    node = message.metadata.src_node_id
-    answered.add(node)
-    if message.has_error():
-      leave_out(node, _one_line(f"{message.error.reason} (code {message.error.code})"))
+  leave_out = lambda node, why: say(f"{question.group}: {called(node)} is left out: {why}")
+  for node, message in _replies(grid, question, sorted(nodes)):
+    if message.has_error() and message.error.code in VOID:
       continue
+    unheard.discard(node)
     try:
-      reply = Reply(node, read(message.content))
+      content = _content(question, message)
     except BadInput as error:
-      leave_out(node, _one_line(str(error)))
+      leave_out(node, " ".join(str(error).split())[:300])
       continue
-    client = reply.content.counts["client"]
-    names[node] = client
+    client = names[node] = content.counts["client"]
     if client in replies:
       leave_out(node, f"node {replies[client].node} is client {client} as well")
-      continue
-    replies[client] = reply
-  for node in set(nodes) - answered:
-    leave_out(node, f"no answer within {timeout:g} s")
-  return [replies[client] for client in sorted(replies)]
+    else:
+      replies[client] = Reply(node, content)
+  for node in sorted(unheard):
+    leave_out(node, f"no answer within {question.timeout:g} s")
+  return dict(sorted(replies.items()))
 
 
 def wait_for(grid: Grid, number: int, least: int, seconds: float, say: Callable) -> None:
@@ -98,18 +97,27 @@ def wait_for(grid: Grid, number: int, least: int, seconds: float, say: Callable)
     raise BadInput(f"nodes {there}: allowed is at least {least} within {seconds:g} s")
 
 
-def _pulled(grid: Grid, pushed: Iterable[str], timeout: float):
-  """Yields replies as they come, until all are there or the time is up."""
-  due, end = set(pushed), time.monotonic() + timeout
+def _replies(grid: Grid, question: Question, nodes: list[int]) -> Iterator[tuple[int, Message]]:
+  """Sends the messages; yields node and reply as they come, until all are there or time is up.
+
+  Of a message that is void it is the SuperLink that replies, so nodes are told by what they were
+  asked.
+  """
+  about = {"ttl": float(question.timeout), "group_id": question.group}
+  messages = [Message(question.content, node, question.kind, **about) for node in nodes]
+  due = dict(zip(grid.push_messages(messages), nodes, strict=True))
+  due.pop(None, None)  # what Flower could not push
+  end = time.monotonic() + question.timeout
   while due:
     for message in grid.pull_messages(due):
-      due.discard(message.metadata.reply_to_message_id)
-      yield message
+      yield due.pop(message.metadata.reply_to_message_id), message
     if time.monotonic() > end:
       return
     if due:
       time.sleep(POLL)
 
 
-def _one_line(text: str) -> str:
-  return " ".join(text.split())[:300]
+def _content(question: Question, message: Message) -> Content:
+  if message.has_error():
+    raise BadInput(f"{message.error.reason} (code {message.error.code})")
+  return question.read(message.content)

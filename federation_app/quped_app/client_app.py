@@ -1,5 +1,8 @@
 """What runs on a node: Flower starts a process for every message and calls one of these."""
 
+import faulthandler
+import signal
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -13,7 +16,31 @@ from .recording import record
 
 FAILED = 2  # Flower's code of an app that raises
 
-app = ClientApp(mods=[record])
+
+def limited(message: Message, context: Context, call_next) -> Message:
+  """Gives up what takes longer than the server waits: a mod.
+
+  What hangs would hold its node up in all rounds to come. First it is interrupted; where that does
+  not help, in compiled code, the process ends. What the client keeps is written whole or not at
+  all, so it is there for the next one.
+  """
+  seconds = float(context.run_config["timeout"])
+  before = signal.signal(signal.SIGALRM, _interrupt)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+  try:
+    return call_next(message, context)
+  finally:
+    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _interrupt(number, frame):
+  raise TimeoutError("takes longer than the server waits")
+
+
+app = ClientApp(mods=[limited, record])
 
 
 @app.train()

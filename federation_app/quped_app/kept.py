@@ -87,7 +87,8 @@ def load(path: Path, like: Kept, about: dict) -> Kept | None:
     raise BadInput(f"{path}: not what a node keeps of its client")
   if header["about"] != _text(about):
     before = files.parse(header["about"].encode(), path)
-    name = next(n for n in about if before.get(n) != files.plain(about[n]))
+    differ = (name for name in about if before.get(name) != files.plain(about[name]))
+    name = next(differ, "version")
     raise BadInput(f"{name}: is not what it was in the rounds before; a run's options stay")
   numbers = files.parse(header["numbers"].encode(), path)
   upload = _tree("upload", like.upload, tensors, path) if numbers["uploaded"] else None

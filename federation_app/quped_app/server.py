@@ -20,11 +20,11 @@ from qupeD_jax.types import FULL_PRECISION, Cohort, PyTree
 
 from . import asking, checkpoint, messages, node, streams
 from .algorithms import aggregate, exchange_rounds, first_state
-from .asking import Reply
+from .asking import Question, Reply
 from .checkpoint import Checkpoint
 from .options import Settings, network
 
-ATTEMPTS, PAUSE = 5, 2.0  # at a round that too few answer, and seconds between them
+ATTEMPTS, PAUSE = 5, 2.0  # at a round that too few answer, and the seconds between them
 
 
 class Client(NamedTuple):
@@ -133,14 +133,16 @@ def _noise_key(settings: Settings):
 
 
 def _answered(settings, grid, held, round_, names, say) -> list[Reply]:
-  """Asks for a round until enough clients have answered; to those that have, it costs nothing."""
+  """Asks for a round until enough clients have answered."""
   group, least = f"round {round_ + 1}", settings.min_clients
   content = messages.write({"run": held.run, "round": round_}, held.variables)
   read = partial(_read_round, like=held.variables, round_=round_)
+  question = Question(group, messages.TRAIN, content, settings.timeout, read)
+  replies: dict[int, Reply] = {}
   for attempt in range(1, ATTEMPTS + 1):
-    replies = asking.ask(grid, messages.TRAIN, content, group, settings.timeout, read, say, names)
+    replies = asking.ask(grid, question, replies, names=names, say=say)
     if len(replies) >= least:
-      return replies
+      return list(replies.values())
     say(f"{group}: {len(replies)} answered, min_clients is {least}: attempt {attempt}/{ATTEMPTS}")
     time.sleep(PAUSE)
   raise BadInput(
@@ -159,29 +161,27 @@ def _read_round(content, like: PyTree | None, round_: int) -> messages.Content:
 
 
 def _finished(settings, grid, held, names, say) -> list[Client]:
-  """Asks for the finished models; who did not answer is asked again."""
+  """Asks for the finished models; who did not answer is asked again, once."""
   content = messages.write({"run": held.run, "round": held.rounds}, held.variables)
   scored = node.scored(settings)
-
-  def read(content):
-    found = messages.read(content, (*node.OF_FINISH, *scored))
-    most = found.counts["tested"]
-    if most < 1 or any(found.counts[name] > most for name in scored):
-      raise BadInput(f"tested {most}: allowed is at least what was right, and 1")
-    return found
-
-  clients: dict[int, Client] = {}
-  for _ in range(ATTEMPTS):
-    for reply in asking.ask(
-      grid, messages.FINISH, content, "finish", settings.timeout, read, say, names
-    ):
-      counts = reply.content.counts
-      right = {name: counts[name] for name in scored}
-      clients[counts["client"]] = Client(counts["client"], counts["rows"], counts["tested"], right)
-    if set(names.values()) <= set(clients) and len(clients) >= settings.min_clients:
-      break
+  read = partial(_read_finish, scored=scored)
+  question = Question("finish", messages.FINISH, content, settings.timeout, read)
+  replies = asking.ask(grid, question, {}, names=names, say=say)
+  if not set(names.values()) <= set(replies):
     time.sleep(PAUSE)
-  return [clients[client] for client in sorted(clients)]
+    replies = asking.ask(grid, question, replies, names=names, say=say)
+  counts = (reply.content.counts for reply in replies.values())
+  return [
+    Client(c["client"], c["rows"], c["tested"], {name: c[name] for name in scored}) for c in counts
+  ]
+
+
+def _read_finish(content, scored: tuple[str, ...]) -> messages.Content:
+  found = messages.read(content, (*node.OF_FINISH, *scored))
+  most = found.counts["tested"]
+  if most < 1 or any(found.counts[name] > most for name in scored):
+    raise BadInput(f"tested {most}: allowed is at least 1 and what was right")
+  return found
 
 
 def _write(settings: Settings, folder: Path, held: Checkpoint, clients: list[Client]) -> None:

@@ -1,6 +1,7 @@
 """Whatever a node does, the server says it in one line and the federation goes on."""
 
 import io
+import time
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="flwr is not installed: make federation-tools")
 
-from flwr.app import Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 
 from federation_app.loopback.__main__ import defaults
 from federation_app.quped_app import checkpoint, client_app, messages, node, options, server
@@ -28,17 +29,21 @@ def run(tmp_path, monkeypatch):
   config |= {"aggregate": "mean"}
 
   def run(spoil=None, **changes):
-    settings, told = options.read(config | changes), []
-    grid = Grid({}, NODES, dict.fromkeys(NODES, good) | (spoil or {}))
-    server.run(settings, grid, told.append)
-    before = server._begin(settings).variables
-    after = checkpoint.load(tmp_path / "server", node.about_run(settings)).variables
-    moves = jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after, before))
+    moves, told = moved_by(spoil, **changes)
     moved = moves[0].ravel()[0]
     for leaf in moves:
       np.testing.assert_allclose(leaf, moved, rtol=1e-5)
     return moved, told
 
+  def moved_by(spoil=None, **changes):
+    settings, told = options.read(config | changes), []
+    grid = Grid({}, NODES, dict.fromkeys(NODES, good) | (spoil or {}))
+    server.run(settings, grid, told.append)
+    before = server._begin(settings).variables
+    after = checkpoint.load(tmp_path / "server", node.about_run(settings)).variables
+    return jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after, before)), told
+
+  run.moved_by = moved_by
   return run
 
 
@@ -72,6 +77,15 @@ def raises(message):
   return client_app._answered(act, message, None)
 
 
+def hangs(message):
+  def act(message, context):
+    time.sleep(60)
+
+  context = Context(1, 102, {}, RecordDict(), {"timeout": 0.05})
+  answered = lambda message, context: client_app._answered(act, message, context)
+  return client_app.limited(message, context, answered)
+
+
 def wrong_shape(message):
   reply = good(message)
   reply.content["w"]["params/head/bias"] = messages.Array(np.zeros(3, np.float32))
@@ -96,7 +110,12 @@ def not_finite(message):
 
 LEFT_OUT = {
   "it raises": (raises, "ZeroDivisionError; the node's log has more (code 2)"),
-  "it dies, or hangs": (lambda message: None, "no answer within 0.1 s"),
+  "it dies": (lambda message: None, "no answer within 0.1 s"),
+  "it hangs": (hangs, "TimeoutError; the node's log has more (code 2)"),
+  "the time is up": (
+    lambda message: Message(Error(3, "Message Unavailable"), reply_to=message),
+    "no answer within 0.1 s",
+  ),
   "Flower lost it": (
     lambda message: Message(Error(5, "Node\nunavailable"), reply_to=message),
     "Node unavailable (code 5)",
@@ -168,3 +187,11 @@ def test_who_does_not_finish_is_asked_again(run):
   )
   _, told = run({102: once})
   assert told[-1] == "finish: client 2 is left out: no answer within 0.1 s"
+
+
+def test_noise_is_secret_and_its_worth_is_told(run):
+  noisy = {"aggregate": "clipped_mean", "noise_multiplier": 5.0, "fresh": True}
+  (first, *_), told = run.moved_by(**noisy)
+  (other, *_), _ = run.moved_by(**noisy)
+  assert np.abs(first - other).min() > 0
+  assert told[-1].startswith("the noise on w is worth epsilon ")
