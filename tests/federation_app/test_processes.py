@@ -63,11 +63,8 @@ def test_a_federation_of_processes(tmp_path):
 
     with processes.supernode(link, folders["sound"], sound) as process:
       processes.joined(process, folders["sound"])  # and is asked to end, as by SIGTERM
-    broken = sound | {
-      "client": 2,
-      "rows": str(tmp_path / "none.npz"),
-      "folder": str(tmp_path / "b"),
-    }
+    no_rows = {"client": 2, "rows": str(tmp_path / "none.npz"), "folder": str(tmp_path / "other")}
+    broken = {**sound, **no_rows, "record": str(tmp_path / "broken.jsonl")}
     joined = [
       (stack.enter_context(processes.supernode(link, folders["sound"], sound, False)), "sound"),
       (stack.enter_context(processes.supernode(link, folders["broken"], broken)), "broken"),
