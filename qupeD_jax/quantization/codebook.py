@@ -15,6 +15,7 @@ from qupeD_jax.types import Array
 
 # Up to here all borders are compared with, in one pass that XLA fuses with what uses it.
 _FEW = 16
+_FEWER = 4  # up to here one pass for all sums beats adding one by one on a CPU, too
 _STRIDE = 8  # beyond, every so many are, and the rest is a binary search: a power of 2
 
 
@@ -102,12 +103,24 @@ def sums_per_center(values: Array, index: Array, num_centers: int) -> Array:
     [m] float32; 0 for a center that owns nothing.
   """
   chex.assert_equal_shape([values, index])
-  product = functools.partial(_sums_by_product, num_centers=num_centers)
+  values, index = values.ravel(), index.ravel()
+  in_one_pass = functools.partial(_sums_in_one_pass, num_centers=num_centers)
+  if num_centers <= _FEWER:
+    return in_one_pass(values, index)
   scatter = functools.partial(_sums_by_scatter, num_centers=num_centers)
+  product = functools.partial(_sums_by_product, num_centers=num_centers)
   # A scatter is best where it runs in order, as on a CPU; in parallel its additions would collide
-  # on a few addresses, and in an order that changes from run to run. Masked sums, one per center,
-  # look cheaper for few centers, but XLA finds the owners anew for each of them.
-  return jax.lax.platform_dependent(values.ravel(), index.ravel(), cpu=scatter, default=product)
+  # on a few addresses, and in an order that changes from run to run.
+  parallel = in_one_pass if num_centers <= _FEW else product
+  return jax.lax.platform_dependent(values, index, cpu=scatter, default=parallel)
+
+
+def _sums_in_one_pass(values: Array, index: Array, *, num_centers: int) -> Array:
+  """Reduces to all sums at once: entries are read once, owners found once, nothing is written."""
+  own = tuple(jnp.where(index == center, values, 0.0) for center in range(num_centers))
+  add = lambda sums, more: tuple(a + b for a, b in zip(sums, more, strict=True))
+  zeros = (jnp.zeros((), values.dtype),) * num_centers
+  return jnp.stack(jax.lax.reduce(own, zeros, add, (0,)))
 
 
 def _sums_by_scatter(values: Array, index: Array, *, num_centers: int) -> Array:
@@ -116,9 +129,6 @@ def _sums_by_scatter(values: Array, index: Array, *, num_centers: int) -> Array:
 
 def _sums_by_product(values: Array, index: Array, *, num_centers: int) -> Array:
   """Splits the index into two digits: narrow one-hot factors whose product holds the sums."""
-  if num_centers <= _FEW:
-    hit = index[:, None] == jnp.arange(num_centers)
-    return jnp.sum(jnp.where(hit, values[:, None], 0.0), axis=0)
   high = (index // _FEW)[:, None] == jnp.arange(-(-num_centers // _FEW))
   low = jnp.where((index % _FEW)[:, None] == jnp.arange(_FEW), values[:, None], 0.0)
   sums = jnp.einsum("nh,nl->hl", high.astype(values.dtype), low, precision="highest")
