@@ -89,7 +89,7 @@ def batches_of_a_round(batches_per_step, size=10):
   seen = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape)
 
   def step_fn(seen, step, *batches):
-    drawn = map(jnp.stack, zip(*batches, strict=True))
+    drawn = map(jnp.stack, zip(*((b.x, b.y, b.mask) for b in batches), strict=True))
     at = step - 30
     return tuple(s.at[at].set(d) for s, d in zip(seen, drawn, strict=True)), step.astype(float)
 
