@@ -15,7 +15,8 @@ from tests import oracle
 from tests.quantization.tensors import PARAMS, normal
 
 finite = st.floats(-4, 4, width=32, allow_subnormal=False)
-tensors = hnp.arrays(np.float32, st.integers(1, 12), elements=finite)
+sizes = st.sampled_from([1, 2, 5, 12])  # few, since each is compiled
+tensors = hnp.arrays(np.float32, sizes, elements=finite)
 codebooks = st.lists(finite, min_size=1, max_size=8).map(sorted)
 
 
@@ -31,7 +32,7 @@ def test_hard_quantize_takes_a_nearest_center(x, centers):
   assert set(q.tolist()) <= set(np.asarray(centers, np.float32).tolist())
 
 
-@pytest.mark.parametrize("used", [2, 4, 11, 16, 17, 33, 256])
+@pytest.mark.parametrize("used", [2, 16, 17, 256])
 @pytest.mark.parametrize("unused", [0, 9])
 def test_assign_is_the_same_for_few_and_many_centers(used, unused):
   centers = np.sort(normal(1, used))

@@ -3,7 +3,6 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +15,8 @@ from qupeD_jax.quantization import codebook, ops, prox
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "data" / "prox_golden_m4.npz")
 
 finite = st.floats(-4, 4, width=32, allow_subnormal=False)
-tensors = hnp.arrays(np.float32, st.integers(1, 12), elements=finite)
+sizes = st.sampled_from([1, 2, 5, 12])  # few, since each is compiled
+tensors = hnp.arrays(np.float32, sizes, elements=finite)
 # Duplicates, single centers and codebooks without any are all allowed.
 codebooks = st.lists(finite, min_size=0, max_size=8).map(sorted)
 thresholds = st.floats(0, 3, width=32)
@@ -40,7 +40,7 @@ def forms(fn):
   return {
     "plain": fn,
     "jit": jax.jit(fn),
-    "vmap": lambda *args: jax.vmap(fn)(*[jnp.stack([a, a]) for a in args])[1],
+    "vmap": lambda *args: jax.jit(jax.vmap(fn))(*[np.stack([a, a]) for a in args])[1],
   }
 
 
@@ -132,7 +132,7 @@ def test_idle_and_unused_centers_keep_their_values():
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-@pytest.mark.parametrize("num_centers", [2, 16, 64])
+@pytest.mark.parametrize("num_centers", [2, 64])  # each form of the search
 def test_plain_jit_and_vmap_agree(norm, num_centers):
   x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
   centers = np.sort(np.random.default_rng(1).normal(size=num_centers)).astype(np.float32)

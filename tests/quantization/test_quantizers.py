@@ -1,5 +1,7 @@
 """The Quantizers: each against a loop in numpy, and what all of them have in common."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -55,22 +57,23 @@ every_quantizer = pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("p", [0.0, 0.6])
 def test_a_quantizer_in_quped_and_alone(name, bits, p):
   """QuPeD with p = 0 is local training; clients of 32 bits train beside the others."""
-  quantizer, (step, trained, first) = RIVALS[name]
-  options = PERSONAL | {"rates": oracle.RATES._replace(proximity=GROWING)}
-  if p:
-    options |= {
-      "lambda_p": p,
-      "temperature": oracle.TEMPERATURE,
-      "global_rate": BOTH["global_rate"],
-    }
-    algorithm = quped(MODEL, (MODEL,), quantizer, **options)
-  else:
-    algorithm = local((MODEL,), quantizer, **options)
-  state, _ = oracle.train(algorithm, bits)
+  _, (step, trained, first) = RIVALS[name]
+  state, _ = oracle.train(with_quantizer(name, p), bits)
   *personal, w = oracle.quped(bits, p, take_step=step, trained=trained, first=first)
   assert_personal(state.clients[0], *personal)
   if p:
     assert_model(state.server, w)
+
+
+@functools.cache
+def with_quantizer(name, p):
+  """One for clients of any bits, which share its program."""
+  quantizer, _ = RIVALS[name]
+  options = PERSONAL | {"rates": oracle.RATES._replace(proximity=GROWING)}
+  if not p:
+    return local((MODEL,), quantizer, **options)
+  options |= {"lambda_p": p, "temperature": oracle.TEMPERATURE}
+  return quped(MODEL, (MODEL,), quantizer, global_rate=BOTH["global_rate"], **options)
 
 
 @pytest.mark.parametrize("bits", [(1, 2), (32, 3)])
@@ -116,7 +119,7 @@ def start(quantizer, bits):
 @every_quantizer
 def test_full_precision_is_one_step_of_gradient_descent(name):
   quantizer = ALL[name]
-  after, value = one_step(quantizer, start(quantizer, jnp.int32(32)))
+  after, value = jax.jit(lambda b: one_step(quantizer, start(quantizer, b)))(jnp.int32(32))
   expected, loss = sgd_step({"params": PARAMS, "stats": {}}, quadratic, 0.1)
   np.testing.assert_allclose(value, loss, rtol=1e-6)
   compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)

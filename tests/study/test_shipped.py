@@ -44,7 +44,7 @@ def accuracy_of_file(path, clients):
   [
     ("FedAvg + k-means", {}),
     ("FedAvg + k-means", {"store": "host", "participation": 0.5}),
-    ("QuPeD", {"devices": 2}),
+    ("QuPeD", {"devices": 2, "finetune_rounds": 0}),
   ],
 )
 def test_files_score_as_the_models_did(name, values, tmp_path):
