@@ -23,13 +23,16 @@ from qupeD_jax.command_line import fail
 from qupeD_jax.io import files
 from qupeD_jax.study import options as study
 from qupeD_jax.study.compiled import keep_compiled
+from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.options import Names, replaced
+from qupeD_jax.types import FULL_PRECISION
 
 from . import deal, parity, processes
 from .deal import Dealt
 
 PROG = "make federation ARGS="
 FAILED, INTERRUPTED = 1, 130
+OF_SERVER = ("clients.json", "log.txt", "model.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ def run(options: Loopback, folder: Path, stack: contextlib.ExitStack) -> bool:
   Raises:
     BadInput: an option is out of range, or the federation does not come to its end.
   """
+  options = settled(options)
   if options.cold:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
   experiment, dealt = prepared(options, folder)
@@ -103,14 +107,21 @@ def run(options: Loopback, folder: Path, stack: contextlib.ExitStack) -> bool:
   near = max(far) <= parity.TOLERANCE
   print(f"from its simulation: w within {far.w:.1e}, accuracies within {far.accuracy:.1e}")
   print(costs(folder, simulated.seconds))
-  collect(folder, Path(options.out))
+  collect(folder, checks.place("out", options.out))
   return near
+
+
+def settled(options: Loopback) -> Loopback:
+  """Leaves fine-tuning out where nothing is quantised, as an experiment does."""
+  quantised = set(options.bits) != {FULL_PRECISION}
+  return options if quantised else dataclasses.replace(options, finetune_rounds=0)
 
 
 def prepared(options: Loopback, folder: Path) -> tuple[study.Options, Dealt]:
   """Returns the experiment that the federation is a form of, and its data, dealt."""
   checks.at_least("nodes", options.nodes, 1)
   checks.require(options.method in parity.JOBS, "method", options.method, ", ".join(parity.JOBS))
+  checks.require(len(options.models) > 0, "models", "()", "at least one")
   quantised = options.method in ("quped", "local")
   kinds = options.models if quantised else options.models[:1]
   names = [kinds[i % len(kinds)] for i in range(options.nodes)]
@@ -142,6 +153,7 @@ def defaults() -> dict[str, Any]:
 
 def write_configs(options: Loopback, folder: Path) -> None:
   """Writes what a federation on several machines takes: rows, run.toml, and nodes.txt."""
+  options = settled(options)
   _, dealt = prepared(options, folder)
   number = options.nodes
   run_config = shared(options) | dealt.run_config | {"nodes": number, "min_clients": number}
@@ -170,14 +182,15 @@ def costs(folder: Path, simulated: float) -> str:
 
 def collect(folder: Path, out: Path) -> None:
   """Copies what a federation has made to the results: the table, w and every client's model."""
-  out = checks.place("out", out)
-  out.mkdir(parents=True, exist_ok=True)
-  for name in ("clients.json", "log.txt", "model.safetensors"):
-    if (folder / "server" / name).exists():
-      shutil.copyfile(folder / "server" / name, out / name)
+  copies = {name: folder / "server" / name for name in OF_SERVER}
   for path in sorted(folder.glob("node_*/kept/run-*/model.safetensors")):
     client = path.parent.parent.parent.name.removeprefix("node_")
-    shutil.copyfile(path, out / f"client_{client}.safetensors")
+    copies[f"client_{client}.safetensors"] = path
+  with files.writing(out):
+    out.mkdir(parents=True, exist_ok=True)
+    for name, path in copies.items():
+      if path.exists():
+        shutil.copyfile(path, out / name)
   print(f"models: {out}; quped predict reads them", flush=True)
 
 
@@ -200,6 +213,8 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
       known = command_line.leaves(Loopback)
       return fail(command_line.in_flags(error, known))
+    except Diverged as error:
+      return fail(error, FAILED)
     except KeyboardInterrupt:
       return fail("interrupted; all processes are ended", INTERRUPTED)
 

@@ -46,14 +46,16 @@ def ask(
     grid: Flower's.
     question: what to ask.
     heard: replies to the same question, by client.
-    names: client of each node, as far as it is known; those that reply are added.
+    names: client of each node, as far as it is known; those that reply are added. While a node is
+      there its client is nobody else's.
     say: told in one line of every node that is left out, and why.
 
   Returns:
     `heard` and the replies that can be used, by client, in the order of clients.
   """
-  replies = dict(heard)
-  nodes = set(grid.get_node_ids()) - {reply.node for reply in heard.values()}
+  replies, there = dict(heard), set(grid.get_node_ids())
+  nodes = there - {reply.node for reply in heard.values()}
+  owners = {client: node for node, client in names.items() if node in there}
   unheard = set(nodes)
   called = lambda node: f"client {names[node]}" if node in names else f"node {node}"
   leave_out = lambda node, why: say(f"{question.group}: {called(node)} is left out: {why}")
@@ -66,11 +68,11 @@ def ask(
     except BadInput as error:
       leave_out(node, " ".join(str(error).split())[:300])
       continue
-    client = names[node] = content.counts["client"]
-    if client in replies:
-      leave_out(node, f"node {replies[client].node} is client {client} as well")
-    else:
-      replies[client] = Reply(node, content)
+    client = content.counts["client"]
+    if owners.setdefault(client, node) != node:
+      leave_out(node, f"node {owners[client]} is client {client} as well")
+      continue
+    names[node], replies[client] = client, Reply(node, content)
   for node in sorted(unheard):
     leave_out(node, f"no answer within {question.timeout:g} s")
   return dict(sorted(replies.items()))

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from qupeD_jax.checks import BadInput
@@ -73,29 +73,30 @@ def _answered(act: Callable, message: Message, context: Context) -> Message:
     return Message(Error(FAILED, reason), reply_to=message)
 
 
-def _train(message: Message, context: Context):
-  from . import kept, messages, node, options
+def _train(message: Message, context: Context) -> RecordDict:
+  from . import kept, messages, node
 
-  settings, own = options.read(context.run_config), options.read_node(context.node_config)
-  counts, variables = _read(message, settings)
+  settings, own, (counts, variables) = _read(message, context)
   with kept.held(own.folder):
     answer = node.train(settings, own, counts["run"], counts["round"], variables)
   return messages.write(*answer)
 
 
-def _finish(message: Message, context: Context):
-  from . import kept, messages, node, options
+def _finish(message: Message, context: Context) -> RecordDict:
+  from . import kept, messages, node
 
-  settings, own = options.read(context.run_config), options.read_node(context.node_config)
-  counts, variables = _read(message, settings)
+  settings, own, (counts, variables) = _read(message, context)
   with kept.held(own.folder):
-    return messages.write(*node.finish(settings, own, counts["run"], variables))
+    answer = node.finish(settings, own, counts["run"], variables)
+  return messages.write(*answer)
 
 
-def _read(message: Message, settings):
+def _read(message: Message, context: Context):
+  """Reads the configs of the run and of the node, and what the message holds."""
   import jax
 
-  from . import algorithms, messages, node
+  from . import algorithms, messages, node, options
 
+  settings, own = options.read(context.run_config), options.read_node(context.node_config)
   like = jax.eval_shape(lambda: algorithms.first_state(settings, jax.random.key(0)))
-  return messages.read(message.content, node.TO_NODE, like)
+  return settings, own, messages.read(message.content, node.TO_NODE, like)

@@ -142,13 +142,19 @@ def _answered(settings, grid, held, round_, names, say) -> list[Reply]:
   for attempt in range(1, ATTEMPTS + 1):
     replies = asking.ask(grid, question, replies, names=names, say=say)
     if len(replies) >= least:
-      return list(replies.values())
+      break
     say(f"{group}: {len(replies)} answered, min_clients is {least}: attempt {attempt}/{ATTEMPTS}")
     time.sleep(PAUSE)
-  raise BadInput(
-    f"{group}: not answered by min_clients {least} in {ATTEMPTS} attempts; the same command goes "
-    "on from here"
-  )
+  _require_enough(settings, group, replies, ATTEMPTS)
+  return list(replies.values())
+
+
+def _require_enough(settings, group: str, replies: dict[int, Reply], attempts: int) -> None:
+  if len(replies) < settings.min_clients:
+    raise BadInput(
+      f"{group}: not answered by min_clients {settings.min_clients} in {attempts} attempts; the "
+      "same command goes on from here"
+    )
 
 
 def _read_round(content, like: PyTree | None, round_: int) -> messages.Content:
@@ -167,9 +173,10 @@ def _finished(settings, grid, held, names, say) -> list[Client]:
   read = partial(_read_finish, scored=scored)
   question = Question("finish", messages.FINISH, content, settings.timeout, read)
   replies = asking.ask(grid, question, {}, names=names, say=say)
-  if not set(names.values()) <= set(replies):
+  if len(replies) < settings.min_clients or not set(names.values()) <= set(replies):
     time.sleep(PAUSE)
     replies = asking.ask(grid, question, replies, names=names, say=say)
+  _require_enough(settings, "finish", replies, 2)
   counts = (reply.content.counts for reply in replies.values())
   return [
     Client(c["client"], c["rows"], c["tested"], {name: c[name] for name in scored}) for c in counts

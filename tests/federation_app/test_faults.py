@@ -130,7 +130,10 @@ LEFT_OUT = {
     lambda m: Message(messages.write({"client": 2, "rows": 1, "round": 0}), reply_to=m),
     "records counts: allowed is counts, w",
   ),
-  "someone else's number": (lambda m: good(m, client=1), "node 101 is client 1 as well"),
+  "someone else's number": (
+    lambda m: good(m, client=1),
+    "node 102 is left out: node 101 is client 1 as well",
+  ),
 }  # fmt: skip
 
 
@@ -141,7 +144,7 @@ def test_a_node_that_fails_is_left_out_of_the_round(run, name):
   assert far == pytest.approx(1.5)  # the mean of the others' 1 and 2
   (line,) = (line for line in told if "is left out" in line)
   assert line.startswith("round 1: ")
-  assert line.endswith(f" is left out: {reason}")
+  assert line.endswith(f" {reason}")
   assert told[-1].startswith("round 1/1: 2 clients with 20 rows, w moved by ")
 
 
@@ -178,6 +181,30 @@ def test_a_round_that_nobody_answers_ends_the_run_which_then_goes_on(run):
 def test_without_enough_nodes_nothing_begins(run):
   with pytest.raises(BadInput, match="nodes 3: allowed is at least 4 within 1 s"):
     run(nodes=4, min_clients=4, join_timeout=1)
+
+
+def test_who_has_another_s_number_has_it_in_no_round(run):
+  """Also where it is the first to reply, once it is known whose number it is."""
+  late = lambda message, answer: good(message, client=1)
+  _, told = run({102: late}, rounds=2)
+  lines = [line for line in told if "is left out" in line]
+  assert len(lines) == 3
+  assert {line.partition(": ")[2] for line in lines} == {
+    "node 102 is left out: node 101 is client 1 as well"
+  }
+
+
+def test_a_run_that_nobody_finishes_goes_on(run):
+  silent = lambda message, answer: (
+    good(message) if message.metadata.message_type == "train" else None
+  )
+  with pytest.raises(
+    BadInput, match="finish: not answered by min_clients 2 in 2 attempts; the same"
+  ):
+    run(dict.fromkeys(NODES, silent), min_clients=2)
+  far, told = run()
+  assert told[0].startswith("going on after round 1, from ")
+  assert far == pytest.approx(3)
 
 
 def test_who_does_not_finish_is_asked_again(run):
