@@ -22,7 +22,6 @@ from qupeD_jax.checks import BadInput
 from qupeD_jax.command_line import fail
 from qupeD_jax.io import files
 from qupeD_jax.study import options as study
-from qupeD_jax.study.compiled import keep_compiled
 from qupeD_jax.study.errors import Diverged
 from qupeD_jax.study.options import Names, replaced
 from qupeD_jax.types import FULL_PRECISION
@@ -196,7 +195,6 @@ def collect(folder: Path, out: Path) -> None:
 
 def main(arguments: list[str]) -> int:
   """Carries the command out; returns the exit code."""
-  keep_compiled()
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   with tempfile.TemporaryDirectory(prefix="quped-federation-") as folder:
     try:
