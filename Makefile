@@ -39,6 +39,10 @@ except ValueError as error:
 os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:], *words])
 endef
 export RUN
+define NEW_ENOUGH
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
+endef
 PIP := install --quiet --disable-pip-version-check --retries 2 --timeout 15
 
 .DEFAULT_GOAL := help
@@ -50,8 +54,7 @@ help:
 $(VENV): $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements.txt requirements/test.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
+	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip $(PIP) --editable ".[test]" 2> $(VENV)/log || \
 	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; exit 1; }
@@ -130,10 +133,13 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# TensorFlow is needed to prepare images, not to read them: it gets an environment of its own.
-data: $(VENV)
+# TensorFlow is needed to prepare images, not to read them: it gets an environment of its own. A name is
+# looked up before anything is installed.
+data:
 	@test -n "$$NAME" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
-	@$(BIN)/python -m qupeD_jax data --check "$$NAME"
+	$(NEW_ENOUGH)
+	@$(PYTHON) qupeD_jax/data/catalog.py "$$NAME"
+	@$(MAKE) --silent $(VENV)
 	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip $(PIP) \
 	  -r requirements.txt tensorflow-cpu 2> $(VENV)/log; } || \
 	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; rm -rf .venv-data; exit 1; }

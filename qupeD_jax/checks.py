@@ -1,10 +1,9 @@
 """Checks of what users hand in, made on the host before anything is compiled."""
 
+import math
 import numbers
 import os
 from pathlib import Path
-
-import numpy as np
 
 
 class BadInput(ValueError):
@@ -60,19 +59,21 @@ def place(name: str, path: str | os.PathLike) -> Path:
 
 def concrete(value) -> bool:
   """Tells a plain number from a traced or array value, which is its maker's to check."""
+  import numpy as np  # not at the top: names are checked where nothing is installed yet
+
   return isinstance(value, numbers.Real | np.generic)
 
 
 def positive(name: str, value) -> None:
   """Requires a plain number to be finite and above 0; traced values pass."""
   if concrete(value):
-    require(np.isfinite(value) and value > 0, name, value, "a finite number above 0")
+    require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
 
 
 def non_negative(name: str, value) -> None:
   """Requires a plain number to be finite and at least 0; traced values pass."""
   if concrete(value):
-    require(np.isfinite(value) and value >= 0, name, value, "a finite number of at least 0")
+    require(math.isfinite(value) and value >= 0, name, value, "a finite number of at least 0")
 
 
 def fraction(name: str, value, *, closed: bool) -> None:

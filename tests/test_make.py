@@ -1,6 +1,7 @@
 """The Makefile: what is typed reaches Python as words, and nothing runs it on the way."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,29 @@ def test_arguments_are_words_as_a_shell_has_them(make):
 
 def test_without_a_name_the_experiments_are_listed(make):
   assert make("experiment").stdout == make("experiments").stdout == "[]\n"
+
+
+def test_an_unknown_data_set_is_refused_before_anything_is_installed(make, tmp_path):
+  """By a Python that has nothing but itself."""
+  shutil.rmtree(tmp_path / ".venv")
+  for name in ("__init__", "checks", "data/catalog"):
+    file = tmp_path / "qupeD_jax" / f"{name}.py"
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(MAKEFILE.parent / "qupeD_jax" / f"{name}.py", file)
+  done = make("data", "NAME=cifr10", f"PYTHON={sys.executable} -S")
+  refused, _ = done.stderr.splitlines()  # and make's own
+  assert refused.startswith("dataset cifr10: allowed is digits, ")
+  assert refused.endswith("; the nearest is cifar10")
+  assert done.returncode == 2
+  assert not [*tmp_path.glob(".venv*")]
+
+
+def test_a_known_data_set_is_prepared_in_an_environment_of_its_own(make, tmp_path):
+  shutil.copytree(tmp_path / ".venv", tmp_path / ".venv-data", symlinks=True)
+  (tmp_path / "qupeD_jax" / "data").mkdir()
+  (tmp_path / "qupeD_jax" / "data" / "catalog.py").touch()
+  done = make("data", "NAME=cifar100", "ARGS=--data-dir x")
+  assert (done.stdout, done.stderr) == ("['data', 'cifar100', '--data-dir', 'x']\n", "")
 
 
 def test_help_names_every_target():

@@ -1,14 +1,17 @@
 """The data sets by name, and the folder each is looked for in.
 
-Nothing here imports more than numpy, so that prepare.py runs in an environment of its own.
+Nothing here imports more than Python has, so that a name is refused before anything is installed:
+
+  python qupeD_jax/data/catalog.py NAME
 """
 
 import difflib
 import os
 import re
+import sys
 from pathlib import Path
 
-from qupeD_jax.checks import place, refusal
+from qupeD_jax.checks import BadInput, place, refusal
 
 EMNIST = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", *(f"emnist/{config}" for config in EMNIST))
@@ -81,3 +84,17 @@ def make_command(name: str, data_dir: str | os.PathLike | None = None) -> str:
   """
   where = f' ARGS="--data-dir {data_dir}"' if data_dir else ""
   return f"`make data NAME={name}{where}`"
+
+
+def main(name: str) -> int:
+  """Checks a name; returns 0, or 2 after a line that refuses it."""
+  try:
+    require_known(name)
+  except BadInput as error:
+    print(error, file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1]))

@@ -75,13 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="quped data")
   parser.add_argument("name", help=f"one of {', '.join(catalog.NAMES)}")
   parser.add_argument("--data-dir", help="where to, instead of the folder that TFDS uses")
-  parser.add_argument("--check", action="store_true", help="only refuse an unknown name")
   options = parser.parse_args(arguments)
   try:
-    if options.check:
-      catalog.require_known(options.name)
-    else:
-      print(prepare(options.name, options.data_dir))
+    print(prepare(options.name, options.data_dir))
   except (BadInput, DownloadFailed) as error:
     print(error, file=sys.stderr)
     return 1 if isinstance(error, DownloadFailed) else 2
