@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import steps
+
 MAKEFILE = Path(__file__).parent.parent / "Makefile"
 HOSTILE = "a; touch ran `touch ran` $(touch ran) $(shell touch ran) $$(touch ran) \"' & | > ran"
 
@@ -55,6 +57,16 @@ def test_arguments_are_words_as_a_shell_has_them(make):
 
 def test_without_a_name_the_experiments_are_listed(make):
   assert make("experiment").stdout == make("experiments").stdout == "[]\n"
+
+
+def test_a_report_of_results_that_come_with_the_repository_lies_where_git_does_not_look(
+  make, tmp_path
+):
+  (tmp_path / "experiments" / "results" / "mnist").mkdir(parents=True)
+  words = ["report", "experiments/results/mnist", "results/reports/mnist"]
+  assert make("report", "NAME=mnist").stdout == f"{words}\n"
+  assert "/results/" in (MAKEFILE.parent / ".gitignore").read_text().splitlines()
+  assert steps.Options().out.parts[0] == "results"
 
 
 def test_an_unknown_data_set_is_refused_before_anything_is_installed(make, tmp_path):

@@ -8,13 +8,19 @@ place beside JAX: both would claim the accelerator, and each its own versions of
 
 import argparse
 import importlib.util
+import itertools
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from qupeD_jax.checks import BadInput
 from qupeD_jax.data import catalog
 
+PATIENCE = 10  # seconds that a host has for an answer
+RETRIES = 5  # of a download, seconds apart: TFDS's own ten take minutes
 NEEDS = ("tensorflow", "tensorflow_datasets", "array_record")
 
 
@@ -54,20 +60,41 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> str:
   return f"{name} is in {catalog.newest(name, data_dir)}"
 
 
-def _download(name: str, folder: os.PathLike) -> None:
+def _download(name: str, folder: Path) -> None:
   """Has TFDS download and prepare a data set."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.download import downloader
 
+  downloader.MAX_RETRIES = RETRIES
+  logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of every one
   tf.config.set_visible_devices([], "GPU")
   try:
     builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    # Who put archives there needs no network.
+    if catalog.newest(name, folder) is None and not any((folder / "downloads").glob("*")):
+      _reach(builder.url_infos)
     builder.download_and_prepare()
   except Exception as error:  # network, disk, checksum, layout: each library has errors of its own
     reason = (str(error).splitlines() or [""])[0]
     raise DownloadFailed(
       f"{name}: not prepared in {folder}: {type(error).__name__}: {reason}"
     ) from error
+
+
+def _reach(urls: Iterable[str]) -> None:
+  """Asks each host of the addresses for an answer, whichever: TFDS would try for minutes.
+
+  Raises:
+    ConnectionError: one cannot be reached.
+  """
+  import requests
+
+  for host, same in itertools.groupby(sorted(urls), lambda url: urlsplit(url).netloc):
+    try:
+      requests.head(next(same), timeout=PATIENCE)
+    except requests.RequestException as error:
+      raise ConnectionError(f"{host} cannot be reached") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from qupeD_jax.checks import BadInput
@@ -767,15 +768,21 @@ def test_prepare_needs_tensorflow(capsys, monkeypatch):
   assert message.endswith("run `make data NAME=cifar10`\n")
 
 
+URLS = {"https://a.org/x": None, "https://b.org/z": None, "https://a.org/y": None}
+
+
 @pytest.fixture
 def tensorflow(monkeypatch):
   """A TensorFlow that notes which devices it may see."""
+  from tensorflow_datasets.core.download import downloader
+
   fake = types.ModuleType("tensorflow")
   fake.hidden = []
   hide = lambda devices, kind: fake.hidden.append((devices, kind))
   fake.config = types.SimpleNamespace(set_visible_devices=hide)
   monkeypatch.setitem(sys.modules, "tensorflow", fake)
   monkeypatch.setattr(prepare, "NEEDS", ())
+  monkeypatch.setattr(downloader, "MAX_RETRIES", downloader.MAX_RETRIES)  # as it was, afterwards
   return fake
 
 
@@ -789,13 +796,37 @@ def test_prepare_downloads_array_records(capsys, monkeypatch, tensorflow, tmp_pa
       asked.append((name, options))
       (tmp_path / name / "3.0.1").mkdir(parents=True)
 
-    return types.SimpleNamespace(download_and_prepare=download_and_prepare)
+    return types.SimpleNamespace(download_and_prepare=download_and_prepare, url_infos=URLS)
 
+  reached = []
+  monkeypatch.setattr(requests, "head", lambda url, timeout: reached.append(url))
   monkeypatch.setattr(tfds, "builder", builder)
   assert prepare.main(["mnist", "--data-dir", str(tmp_path)]) == 0
+  assert reached == ["https://a.org/x", "https://b.org/z"]
   assert asked == [("mnist", {"data_dir": tmp_path, "file_format": "array_record"})]
   assert tensorflow.hidden == [([], "GPU")]
   assert capsys.readouterr().out == f"mnist is in {tmp_path / 'mnist' / '3.0.1'}\n"
+
+
+@pytest.mark.parametrize("archives", [False, True])
+def test_prepare_without_a_network_ends_in_one_line_unless_archives_are_there(
+  archives, capsys, monkeypatch, tensorflow, tmp_path
+):
+  import tensorflow_datasets as tfds
+
+  def away(url, timeout):
+    raise requests.ConnectTimeout("no route\nto host")
+
+  asked = []
+  found = types.SimpleNamespace(download_and_prepare=lambda: asked.append(1), url_infos=URLS)
+  monkeypatch.setattr(requests, "head", away)
+  monkeypatch.setattr(tfds, "builder", lambda name, **options: found)
+  if archives:
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "x").touch()
+  assert prepare.main(["cifar100", "--data-dir", str(tmp_path)]) == (0 if archives else 1)
+  expected = f"cifar100: not prepared in {tmp_path}: ConnectionError: a.org cannot be reached\n"
+  assert (capsys.readouterr().err, len(asked)) == (("", 1) if archives else (expected, 0))
 
 
 def test_prepare_tells_a_failed_download(capsys, monkeypatch, tensorflow, tmp_path):
