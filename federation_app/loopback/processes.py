@@ -137,7 +137,7 @@ def _signal(send: Callable[[int, int], None], number: int, which: int) -> None:
 
 
 @contextlib.contextmanager
-def superlink(folder: Path, seconds: float = 60) -> Iterator[Link]:
+def superlink(folder: Path, seconds: float = 180) -> Iterator[Link]:
   """Runs a SuperLink with TLS and node authentication.
 
   Args:
@@ -197,7 +197,7 @@ def supernode(
     yield process
 
 
-def joined(process: subprocess.Popen, folder: Path, seconds: float = 60) -> None:
+def joined(process: subprocess.Popen, folder: Path, seconds: float = 180) -> None:
   """Waits until a SuperNode has joined.
 
   Args:
@@ -237,8 +237,8 @@ def flwr(link: Link, *arguments: str, seconds: float = 120) -> str:
   return done.stdout
 
 
-def run(link: Link, run_config: dict[str, Any], say: Callable[[str], None], seconds: float) -> bool:
-  """Runs the app and passes on what the server tells, until it ends.
+def run(link: Link, run_config: dict[str, Any], say: Callable[[str], None], seconds: float) -> None:
+  """Runs the app and passes on what the server tells, until it has finished.
 
   Args:
     link: the SuperLink, whose nodes are there or on their way.
@@ -246,33 +246,36 @@ def run(link: Link, run_config: dict[str, Any], say: Callable[[str], None], seco
     say: told every line.
     seconds: in which it has to end.
 
-  Returns:
-    Whether the run came to its end.
-
   Raises:
-    BadInput: it takes longer.
+    BadInput: it ends before, or takes longer.
   """
-  config = link.folder / "run.toml"
+  config, log = link.folder / "run.toml", link.folder / "run.log"
   config.write_text(toml(run_config))
   told = Path(run_config["out"]) / "log.txt"
-  seen = told.stat().st_size if told.exists() else 0
+  seen, stop = told.stat().st_size if told.exists() else 0, time.monotonic() + seconds
   command = ["flwr", "run", str(APP), "--stream", "--run-config", str(config)]
-  finished, stop = False, time.monotonic() + seconds
-  with running(command, link.folder / "run.log", environment(link.folder / "flwr")) as process:
+  with running(command, log, environment(link.folder / "flwr")) as process:
     going = True
     while going:
-      going = process.poll() is None
-      text = told.read_bytes()[seen:] if told.exists() else b""
-      lines, _, rest = text.rpartition(b"\n")
-      seen += len(text) - len(rest)
-      for line in lines.decode().splitlines():
+      going = process.poll() is None  # before what it told last is read
+      lines, seen = _lines(told, seen)
+      for line in lines:
         say(line)
-        finished = line.startswith("finished")
-        going = going and not (finished or line.startswith("error:"))
+        if line.startswith("finished"):
+          return
+        if line.startswith("error: "):
+          raise BadInput(line.removeprefix("error: "))
       if time.monotonic() > stop:
-        raise BadInput(f"the run: takes more than {seconds:g} s; {_tail(link.folder / 'run.log')}")
+        raise BadInput(f"the run: takes more than {seconds:g} s; {_tail(log)}")
       time.sleep(0.2)
-  return finished
+  raise BadInput(f"the run: ended early; {_tail(log)}")
+
+
+def _lines(path: Path, seen: int) -> tuple[list[str], int]:
+  """Returns the whole lines of a file beyond so many bytes, and how many are read then."""
+  text = path.read_bytes()[seen:] if path.exists() else b""
+  lines, newline, _ = text.rpartition(b"\n")
+  return lines.decode().splitlines(), seen + len(lines) + len(newline)
 
 
 def wait_for(

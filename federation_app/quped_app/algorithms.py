@@ -19,7 +19,7 @@ from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.study.faults import aggregate_of
 from qupeD_jax.study.jobs import Variant, decayed, personal_rates, widest_codebook
 from qupeD_jax.study.methods import distillation_of, global_step_of
-from qupeD_jax.types import Aggregate, FedState
+from qupeD_jax.types import Aggregate, Algorithm, FedState, Model, Quantizer
 
 from .options import Settings, network
 
@@ -63,54 +63,65 @@ def phases(settings: Settings, model: str, bits: int) -> tuple[Phase, ...]:
     require(bits == 32, "bits", bits, f"32 in {method}, which quantises nothing")
   server_model, own = network(settings, settings.model), network(settings, model)
   quantizer = widest_codebook(options, {method: Variant(np.array([bits]))})
-  work = _work(settings)
   last = options.work.finetune_rounds if method in QUANTISES else 0
+  first = Phase(
+    options.work.rounds - last, lambda _: _training(settings, server_model, own, quantizer)
+  )
+  finetuning = Phase(
+    last, lambda trained: _finetuning(settings, server_model, own, quantizer, trained)
+  )
+  return (first, finetuning) if last else (first,)
 
-  def build(trained):
-    del trained
-    match method:
-      case "quped":
-        return quped(
-          server_model,
-          (own,),
-          quantizer,
-          distillation=distillation_of(options),
-          rates=personal_rates(options),
-          global_step=global_step_of(options),
-          simultaneous=options.variants.simultaneous,
-          work=work,
-          aggregate=as_sent,
-        )
-      case "fedavg":
-        rate = decayed(options, options.hyper.fedavg_rate)
-        return fedavg(own, rate=rate, work=work, aggregate=as_sent)
-      case "ditto":
-        return ditto(
-          own,
-          penalty=options.hyper.penalty,
-          rate=decayed(options, options.hyper.weights_rate),
-          global_rate=decayed(options, options.hyper.fedavg_rate),
-          work=work,
-          aggregate=as_sent,
-        )
-      case "local":
-        return local((own,), quantizer, rates=personal_rates(options), work=work)
 
-  def build_last(trained):
-    taught = method == "quped"
-    return finetune(
-      (own,),
-      quantizer,
-      trained,
-      server_model=server_model if taught else None,
-      distillation=distillation_of(options) if taught else Distillation(lambda_p=0.0),
-      rate=options.hyper.finetune_rate,
-      centers_rate=options.hyper.centers_rate * options.hyper.final_rate,
-      work=work,
-    )
+def _training(
+  settings: Settings, server_model: Model, own: Model, quantizer: Quantizer
+) -> Algorithm:
+  """Builds a method for a cohort of one client, as an experiment does for all."""
+  options, work = settings.options, _work(settings)
+  match settings.method:
+    case "quped":
+      return quped(
+        server_model,
+        (own,),
+        quantizer,
+        distillation=distillation_of(options),
+        rates=personal_rates(options),
+        global_step=global_step_of(options),
+        simultaneous=options.variants.simultaneous,
+        work=work,
+        aggregate=as_sent,
+      )
+    case "fedavg":
+      rate = decayed(options, options.hyper.fedavg_rate)
+      return fedavg(own, rate=rate, work=work, aggregate=as_sent)
+    case "ditto":
+      return ditto(
+        own,
+        penalty=options.hyper.penalty,
+        rate=decayed(options, options.hyper.weights_rate),
+        global_rate=decayed(options, options.hyper.fedavg_rate),
+        work=work,
+        aggregate=as_sent,
+      )
+    case "local":
+      return local((own,), quantizer, rates=personal_rates(options), work=work)
 
-  first = Phase(options.work.rounds - last, build)
-  return (first, Phase(last, build_last)) if last else (first,)
+
+def _finetuning(
+  settings: Settings, server_model: Model, own: Model, quantizer: Quantizer, trained: FedState
+) -> Algorithm:
+  """Builds the fine-tuning of the client's hardened model, taught by w where there is one."""
+  options, taught = settings.options, settings.method == "quped"
+  return finetune(
+    (own,),
+    quantizer,
+    trained,
+    server_model=server_model if taught else None,
+    distillation=distillation_of(options) if taught else Distillation(lambda_p=0.0),
+    rate=options.hyper.finetune_rate,
+    centers_rate=options.hyper.centers_rate * options.hyper.final_rate,
+    work=_work(settings),
+  )
 
 
 def first_state(settings: Settings, key) -> dict | None:
