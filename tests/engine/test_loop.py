@@ -246,8 +246,8 @@ def test_accuracy_counts_a_clients_own_true_rows(stacked, rows_per_step, example
 def test_memory_of_a_score_hardly_grows_with_clients():
   def temporary(clients):
     model = models.make("cnn3", 10, (16, 16, 3))
-    variables = model.init(jax.random.key(0))
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * clients), variables)
+    of_each = lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype)
+    stacked = jax.tree.map(of_each, jax.eval_shape(model.init, jax.random.key(0)))
     data = Dataset(jnp.zeros((100, 16, 16, 3), jnp.uint8), jnp.zeros(100, jnp.int32))
     of_all = lambda value: np.full(clients, value, np.int32)
     index = np.zeros((clients, 100), np.int32)
