@@ -117,8 +117,8 @@ ALGORITHMS = {
 }
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 # Without those whose clients hold no more than another's do, and send the same.
-ALIKE = {"local_full_precision", "posttraining", "fedavg", "fedprox", "quped", "quped_binary_relax"}
-ALIKE |= {"quped_full_precision"}
+ALIKE = {"local_full_precision", "local_rival_quantizers", "posttraining", "fedavg", "fedprox"}
+ALIKE |= {"quped", "quped_binary_relax", "quped_full_precision"}
 every_kind = pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ALIKE])
 
 

@@ -94,9 +94,6 @@ AT_ONCE = {"simultaneous": True}, {"simultaneous": True}
   ("bits", "options"),
   [
     ((1, 2), [REVERSE]),
-    ((1, 2), [COOLER]),
-    ((1, 2), [OWN]),
-    ((1, 2), [THROUGH]),
     # One bit: of more, the outer centers start on entries, and rounding decides on which side.
     ((32, 1), [AT_ONCE]),
     ((1, 1), [AT_ONCE, THROUGH]),

@@ -178,10 +178,8 @@ def default_quped():
   return train(QUPED, cohorts(), data=ALL_CLASSES)
 
 
-@pytest.mark.parametrize("bits", [None, 32])
-def test_quped_and_qupel_untied_at_full_precision_are_local_training(bits):
-  """With a quantizer whose clients all have 32 bits, and without one."""
-  quantizer = quantizers.full_precision() if bits is None else QUANTIZER
+def test_quped_and_qupel_untied_at_full_precision_are_local_training():
+  quantizer = quantizers.full_precision()
   tied_to_none = (
     quped(SERVER, ONE_ARCHITECTURE, quantizer, lambda_p=0.0, rates=RATES, **STEPS),
     qupel(SERVER, quantizer, penalty=0.0, rates=RATES, **STEPS),
@@ -191,16 +189,8 @@ def test_quped_and_qupel_untied_at_full_precision_are_local_training(bits):
     chex.assert_trees_all_close(variables, trained_alone(), **EXACTLY)
 
 
-@pytest.mark.parametrize(
-  "neutral",
-  [
-    {"global_temperature": 1.0},
-    {"straight_through": jnp.float32(0)},
-    {"own_classes": True},
-  ],
-  ids=lambda neutral: next(iter(neutral)),
-)
-def test_options_at_their_neutral_values_change_nothing(neutral):
+def test_options_at_their_neutral_values_change_nothing():
+  neutral = {"global_temperature": 1.0, "straight_through": jnp.float32(0), "own_classes": True}
   other = train(make_quped(**neutral), cohorts(), data=ALL_CLASSES)
   chex.assert_trees_all_close(other, default_quped(), **EXACTLY)
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,14 +88,12 @@ def test_the_config_tells_options_seeds_and_versions(results):
 
 
 def test_a_config_runs_again_to_the_last_bit(results, tmp_path):
-  options = rebuilt(read(results / "config.json"))
-  again = run(tmp_path, options)
-  assert (again / "metrics.jsonl").read_bytes() == (results / "metrics.jsonl").read_bytes()
-  for path in (results / "models").rglob("*.safetensors"):
-    chex.assert_trees_all_equal(packing.load(again / path.relative_to(results)), packing.load(path))
-  summaries = metrics.read_summary(again), metrics.read_summary(results)
-  for one, other in zip(*(summary.values() for summary in summaries), strict=True):
-    assert one | {"seconds": 0} == other | {"seconds": 0}
+  """One method of three, and by itself."""
+  again = run(tmp_path, rebuilt(read(results / "config.json")), JOBS[1:])
+  ours = lambda folder: [row for row in metrics.read_metrics(folder) if row["method"] == "FedAvg"]
+  assert ours(again) == ours(results) != []
+  accuracies = (metrics.read_accuracies(path)["FedAvg"]["accuracy"] for path in (again, results))
+  np.testing.assert_array_equal(*accuracies)
 
 
 def test_there_is_one_row_a_method_seed_and_round(results):
