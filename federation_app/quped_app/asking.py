@@ -18,7 +18,7 @@ VOID = (3, 4)  # Flower's codes of a message, or its reply, that was not there i
 class Question(NamedTuple):
   """What nodes are asked."""
 
-  group: str  # "round 3": what lines and Flower's logs call it
+  group: str  # "round 3": what lines call it
   kind: str  # of the messages, as of `messages`
   content: RecordDict
   timeout: float  # seconds to wait for replies; messages are void after it
@@ -105,7 +105,8 @@ def _replies(grid: Grid, question: Question, nodes: list[int]) -> Iterator[tuple
   Of a message that is void it is the SuperLink that replies, so nodes are told by what they were
   asked.
   """
-  about = {"ttl": float(question.timeout), "group_id": question.group}
+  group = question.group.removeprefix("round ")  # Flower's logs put the word before it
+  about = {"ttl": float(question.timeout), "group_id": group}
   messages = [Message(question.content, node, question.kind, **about) for node in nodes]
   due = dict(zip(grid.push_messages(messages), nodes, strict=True))
   due.pop(None, None)  # what Flower could not push
