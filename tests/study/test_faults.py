@@ -257,7 +257,7 @@ def test_a_method_combines_as_it_does_by_itself_unless_told_otherwise():
     ({"dropout": 1.0}, "dropout 1.0: allowed is in [0, 1)"),
     ({"stragglers": -0.1}, "stragglers -0.1: allowed is in [0, 1]"),
     ({"stragglers": 0.5, "local_steps": 1}, "stragglers 0.5: allowed is 0 with `local_steps` 1"),
-    ({"corrupt": 21}, "corrupt 21: allowed is at most `clients` 20"),
+    ({"corrupt": 21}, "corrupt 21: allowed is at most 20, the `clients` that train"),
     ({"corrupt": -1}, "corrupt -1: allowed is a whole number of at least 0"),
     ({"trim": 0.5}, "trim 0.5: allowed is in [0, 0.5)"),
     ({"clip_norm": 0.0}, "clip_norm 0.0: allowed is a finite number above 0"),
