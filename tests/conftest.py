@@ -8,9 +8,9 @@ import tempfile
 from hypothesis import settings
 
 # Several devices on one CPU, for sharding. And programs of the tests run for milliseconds but take
-# seconds to compile: LLVM's costly passes, which change speed alone, are left out, each program is one
-# unit of LLVM's, and where XLA still has them, older emitters of fused operations compile in half the
-# time. A flag that XLA does not know ends the process.
+# seconds to compile: LLVM's costly passes, which change speed alone, are left out, each program is
+# one unit of LLVM's, and where XLA still has them, older emitters of fused operations compile in
+# half the time. A flag that XLA does not know ends the process.
 _OLDER_EMITTERS = int(importlib.metadata.version("jaxlib").split(".")[1]) < 11
 os.environ["XLA_FLAGS"] = " ".join(
   [
