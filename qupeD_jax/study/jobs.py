@@ -204,9 +204,18 @@ def frozen_last(
   is none where nothing is quantised.
   """
   rounds = options.work.rounds if rounds is None else rounds
-  last = settled(options).work.finetune_rounds if is_quantised(variants) else 0
+  last = frozen_rounds(options, rounds) if is_quantised(variants) else 0
   phases = (phase(rounds - last, build), Phase(last, build_last, alone=True))
   return tuple(p for p in phases if p.rounds)
+
+
+def frozen_rounds(options: Options, rounds: int) -> int:
+  """Returns for how many of so many rounds quantised models are frozen, and fine-tuned.
+
+  Where rounds of FedAvg came before, that is at most half of those that are left.
+  """
+  last = settled(options).work.finetune_rounds
+  return last if rounds == options.work.rounds else min(last, rounds // 2)
 
 
 def is_quantised(variants: dict[str, Variant]) -> bool:
@@ -226,7 +235,7 @@ def local_work(options: Federated, federation: Federation) -> LocalWork:
 
 def averaging_rounds(options: Options) -> int:
   """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
-  least = settled(options).work.finetune_rounds + 1
+  least = 2 if settled(options).work.finetune_rounds else 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
   checks.require(options.work.rounds > least, "rounds", options.work.rounds, allowed)
   share, rounds = options.variants.averaging_share, options.work.rounds
@@ -246,7 +255,7 @@ def personal_rates(options: Options, rounds: int | None = None) -> Rates:
   The pull toward the centers grows linearly until the models are frozen for the last rounds.
   """
   rounds = options.work.rounds if rounds is None else rounds
-  growing = (rounds - settled(options).work.finetune_rounds) * options.work.local_steps
+  growing = (rounds - frozen_rounds(options, rounds)) * options.work.local_steps
   return Rates(
     weights=decayed(options, options.hyper.weights_rate, rounds),
     centers=decayed(options, options.hyper.centers_rate, rounds),

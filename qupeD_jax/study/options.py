@@ -181,8 +181,8 @@ class Variants:
   inner_steps: int = 5
   """Gradient steps that pFedMe takes on each batch."""
   averaging_share: float = 0.6
-  """Share of the rounds that is FedAvg, in QuPeD+ and FedAvg + codebook, which start from it; 0 has
-  them start from drawn weights."""
+  """Share of the rounds that is FedAvg, in QuPeD+ and FedAvg + codebook, which start from it and
+  are frozen for at most half of those that are left; 0 has them start from drawn weights."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -487,6 +487,23 @@ def test_warm_start(untrained, tmp_path, values):
   assert list(comparisons["alone after 0% FedAvg"]) == [finetuned]
 
 
+@pytest.mark.parametrize(
+  ("share", "rounds", "phases"),
+  [(0.8, 20, [16, 2, 2]), (0.6, 20, [12, 4, 4]), (0.0, 20, [16, 4]), (0.8, 3, [1, 1, 1])],
+)
+def test_after_averaging_models_are_frozen_for_at_most_half_of_what_is_left(
+  federation, share, rounds, phases
+):
+  options = replaced(
+    OPTIONS, averaging_share=share, rounds=rounds, finetune_rounds=rounds // 5 or 1
+  )
+  for make in (methods.quped_from_averaging, methods.averaging_then_quantised):
+    assert [phase.rounds for phase in make(options, federation, bits=(2,)).phases] == phases
+  too_few = replaced(options, rounds=2, finetune_rounds=1)
+  with pytest.raises(BadInput, match="rounds 2: allowed is above 2"):
+    methods.quped_from_averaging(too_few, federation, bits=(2,))
+
+
 @pytest.mark.parametrize("make", [methods.quped_from_averaging, methods.averaging_then_quantised])
 def test_what_starts_from_averaging_starts_from_drawn_weights_without_it(federation, make):
   job = make(replaced(OPTIONS, averaging_share=0.0), federation, bits=(2,))
