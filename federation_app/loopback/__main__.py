@@ -195,7 +195,8 @@ def collect(folder: Path, out: Path) -> None:
 
 def main(arguments: list[str]) -> int:
   """Carries the command out; returns the exit code."""
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  for number in (signal.SIGINT, signal.SIGTERM):  # the first may be ignored by whoever starts this
+    signal.signal(number, signal.default_int_handler)
   with tempfile.TemporaryDirectory(prefix="quped-federation-") as folder:
     try:
       options = command_line.parse(Loopback, arguments, prog=PROG, description=__doc__)
