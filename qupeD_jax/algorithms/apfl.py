@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import gradients, objectives, scoring, server, tree
+from qupeD_jax.federation import gradients, objectives, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round
-from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
 def apfl(
@@ -52,19 +52,12 @@ def apfl(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  check_work(work)
   checks.share("alpha", alpha)
   checks.positive("rate", rate)
   checks.positive("global_rate", global_rate)
 
-  def init(key, data, cohorts):
-    del data
-    variables = model.init(key) if start is None else start
-    own = {**variables, "alpha": jnp.float32(alpha)}
-    clients = tuple(tree.repeat(own, len(cohort.size)) for cohort in cohorts)
-    return FedState(variables, clients, jnp.int32(0))
-
-  def step_fn(carry, step, batch):
+  def step_fn(carry, server_variables, step, batch):
+    del server_variables
     own, copy = carry
     loss_fn, eta = objectives.personal_loss(model, batch), gradients.value_at(rate, step)
     of_params = lambda params: loss_fn({"params": params, "stats": own["stats"]})
@@ -78,19 +71,15 @@ def apfl(
     copy, _ = gradients.sgd_step(copy, loss_fn, gradients.value_at(global_rate, step))
     return ({"params": params, "stats": stats, "alpha": mixing}, copy), loss
 
-  def round_fn(key, state, data, cohorts):
-    train = local_round(step_fn, data, state.round, work)
-    return server.train_beside(
-      (train,) * len(cohorts), key, state, cohorts, aggregate, work.clients_per_step
-    )
-
-  def personalize(key, state, data, cohorts):
-    del key, data
-    mix = lambda own: {"params": _mixture(own, state.server["params"]), "stats": own["stats"]}
-    personal = tuple(jax.vmap(mix)(own) for own in state.clients)
-    return scoring.beside(model, state.server, (model,) * len(cohorts), personal, cohorts)
-
-  return Algorithm(init, round_fn, personalize)
+  return server.averaging_beside(
+    model,
+    step_fn,
+    own=lambda variables: {**variables, "alpha": jnp.float32(alpha)},
+    personal=lambda own, w: {"params": _mixture(own, w["params"]), "stats": own["stats"]},
+    work=work,
+    aggregate=aggregate,
+    start=start,
+  )
 
 
 def _mixture(own: PyTree, params: PyTree) -> PyTree:

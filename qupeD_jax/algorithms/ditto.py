@@ -6,13 +6,11 @@ ICML 2021, Algorithm 1.
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from qupeD_jax import checks
-from qupeD_jax.federation import gradients, objectives, scoring, server, tree
+from qupeD_jax.federation import gradients, objectives, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, weighted_mean
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round
-from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
+from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.types import Algorithm, Array, Model, PyTree
 
 
 def ditto(
@@ -50,34 +48,17 @@ def ditto(
   Raises:
     BadInput: a hyperparameter is out of range.
   """
-  check_work(work)
   checks.non_negative("penalty", penalty)
   checks.positive("rate", rate)
   checks.positive("global_rate", global_rate)
 
-  def init(key, data, cohorts):
-    del data
-    variables = model.init(key) if start is None else start
-    clients = tuple(tree.repeat(variables, len(cohort.size)) for cohort in cohorts)
-    return FedState(variables, clients, jnp.int32(0))
+  def step_fn(carry, server_variables, step, batch):
+    personal, copy = carry
+    loss_fn = objectives.personal_loss(model, batch)
+    eta = gradients.value_at(rate, step)
+    copy, _ = gradients.sgd_step(copy, loss_fn, gradients.value_at(global_rate, step))
+    personal, loss = gradients.sgd_step(personal, loss_fn, eta)
+    near = tree.pull(personal["params"], server_variables["params"], eta * penalty)
+    return ({**personal, "params": near}, copy), loss
 
-  def round_fn(key, state, data, cohorts):
-    def step_fn(carry, step, batch):
-      personal, copy = carry
-      loss_fn = objectives.personal_loss(model, batch)
-      eta = gradients.value_at(rate, step)
-      copy, _ = gradients.sgd_step(copy, loss_fn, gradients.value_at(global_rate, step))
-      personal, loss = gradients.sgd_step(personal, loss_fn, eta)
-      near = tree.pull(personal["params"], state.server["params"], eta * penalty)
-      return ({**personal, "params": near}, copy), loss
-
-    train = local_round(step_fn, data, state.round, work)
-    return server.train_beside(
-      (train,) * len(cohorts), key, state, cohorts, aggregate, work.clients_per_step
-    )
-
-  def personalize(key, state, data, cohorts):
-    del key, data
-    return scoring.beside(model, state.server, (model,) * len(cohorts), state.clients, cohorts)
-
-  return Algorithm(init, round_fn, personalize)
+  return server.averaging_beside(model, step_fn, work=work, aggregate=aggregate, start=start)

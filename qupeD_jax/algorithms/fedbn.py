@@ -7,7 +7,7 @@ Normalization", ICLR 2021, Algorithm 1.
 from collections.abc import Callable
 
 from qupeD_jax import checks
-from qupeD_jax.federation import gradients, objectives, partial
+from qupeD_jax.federation import gradients, objectives, partly
 from qupeD_jax.federation.aggregators import Aggregate, mean
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
@@ -46,14 +46,12 @@ def fedbn(
     loss_fn = objectives.personal_loss(model, batch)
     return gradients.sgd_step(variables, loss_fn, gradients.value_at(rate, step))
 
-  return partial.partly_averaging(
-    model, _norms, step_fn, work=work, aggregate=aggregate, start=start
-  )
+  return partly.averaging(model, _norms, step_fn, work=work, aggregate=aggregate, start=start)
 
 
 def _norms(variables: PyTree) -> set[str]:
   """Returns the paths of normalisation layers' parameters, and of all running statistics."""
-  everything = partial.paths(variables)
+  everything = partly.paths(variables)
   layers = {path.removesuffix("/scale") for path in everything if path.endswith("/scale")}
   layer_of = lambda path: path.rpartition("/")[0]
   return {path for path in everything if layer_of(path) in layers or path.startswith("stats/")}

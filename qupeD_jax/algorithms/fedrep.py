@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from qupeD_jax import checks
-from qupeD_jax.federation import gradients, objectives, partial
+from qupeD_jax.federation import gradients, objectives, partly
 from qupeD_jax.federation.aggregators import Aggregate, mean
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.types import Algorithm, Array, Model, PyTree
@@ -71,7 +71,7 @@ def fedrep(
   checks.whole("head_steps", of_head, 0, work.steps)
 
   def heads(variables):
-    found = {f"params/{path}" for path in partial.paths(variables["params"]) if is_head(path)}
+    found = {f"params/{path}" for path in partly.paths(variables["params"]) if is_head(path)}
     allowed = "0 where no parameter is the head's; `is_head` tells by its path which are"
     checks.require(of_head == 0 or bool(found), "head_steps", of_head, allowed)
     return found
@@ -83,11 +83,9 @@ def fedrep(
     loss_fn = objectives.personal_loss(model, batch)
     of_params = lambda params: loss_fn({**variables, "params": params})
     (loss, stats), grads = jax.value_and_grad(of_params, has_aux=True)(variables["params"])
-    etas = {path: eta_head if is_head(path) else eta_body for path in partial.paths(grads)}
+    etas = {path: eta_head if is_head(path) else eta_body for path in partly.paths(grads)}
     etas = flax.traverse_util.unflatten_dict(etas, sep="/")
     params = jax.tree.map(lambda p, g, eta: p - eta * g, variables["params"], grads, etas)
     return {"params": params, "stats": stats}, loss
 
-  return partial.partly_averaging(
-    model, heads, step_fn, work=work, aggregate=aggregate, start=start
-  )
+  return partly.averaging(model, heads, step_fn, work=work, aggregate=aggregate, start=start)

@@ -77,11 +77,8 @@ def per_fedavg(
       copy, loss = train(key, state.server, rows)
       return nothing, copy, loss
 
-    clients, uploads, info = over_clients(
-      (run,) * len(cohorts), key, cohorts, state.clients, work.clients_per_step
-    )
-    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
-    return FedState(combined, clients, state.round + 1), info
+    fns = (run,) * len(cohorts)
+    return server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     step = lambda variables, step, batch: adapt(variables, batch)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from qupeD_jax import checks
 from qupeD_jax.federation import gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree
 
 
@@ -97,12 +97,10 @@ def pfedme(
       (personal, copy), loss = train(key, (state.server, state.server), rows)
       return personal, copy, loss
 
-    clients, uploads, info = over_clients(
-      (run,) * len(cohorts), key, cohorts, state.clients, work.clients_per_step
-    )
-    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
-    mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, combined)
-    return FedState(mixed, clients, state.round + 1), info
+    fns = (run,) * len(cohorts)
+    after, info = server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
+    mixed = jax.tree.map(lambda old, new: old + mixing * (new - old), state.server, after.server)
+    return after._replace(server=mixed), info
 
   def personalize(key, state, data, cohorts):
     del key, data

@@ -16,7 +16,7 @@ from qupeD_jax.federation import algorithm1, gradients, losses, objectives, scor
 from qupeD_jax.federation.aggregators import Aggregate, mean
 from qupeD_jax.federation.algorithm1 import Pass, Rates, Rule
 from qupeD_jax.federation.batches import train_pass
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.federation.objectives import Distillation, Teaching
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Quantizer
 
@@ -171,9 +171,7 @@ def quped(
 
   def round_fn(key, state, data, cohorts):
     fns = tuple(client_fn(model, state, data) for model in client_models)
-    clients, uploads, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
-    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
-    return FedState(combined, clients, state.round + 1), info
+    return server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from qupeD_jax import checks
 from qupeD_jax.federation import exchange, gradients, objectives, scoring, server, tree
 from qupeD_jax.federation.aggregators import Aggregate, mean
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.types import Algorithm, Array, FedState, Info, Model, PyTree
 
 
@@ -95,16 +95,13 @@ def scaffold(
 
   def round_fn(key, state, data, cohorts):
     fns = (client_fn(state, data),) * len(cohorts)
-    clients, uploads, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
-    combined, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
+    after, info = server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
     toward = lambda share: lambda old, new: old + share * (new - old)
-    before, after = state.server["model"], combined["model"]
-    params = jax.tree.map(toward(global_rate), before["params"], after["params"])
-    control = jax.tree.map(
-      toward(_share(info, num_clients)), state.server["control"], combined["control"]
-    )
-    kept = {"model": {**after, "params": params}, "control": control}
-    return FedState(kept, clients, state.round + 1), info
+    old, new = state.server, after.server
+    params = jax.tree.map(toward(global_rate), old["model"]["params"], new["model"]["params"])
+    control = jax.tree.map(toward(_share(info, num_clients)), old["control"], new["control"])
+    kept = {"model": {**new["model"], "params": params}, "control": control}
+    return after._replace(server=kept), info
 
   def personalize(key, state, data, cohorts):
     del key, data

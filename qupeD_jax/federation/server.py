@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from qupeD_jax import checks, rng
-from qupeD_jax.federation import gradients, scoring
+from qupeD_jax.federation import gradients, scoring, tree
 from qupeD_jax.federation.aggregators import Aggregate
 from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
 from qupeD_jax.types import Algorithm, Array, Cohort, FedState, Info, Model, PyTree
@@ -36,6 +37,32 @@ def combine(
   after, kept = aggregate(rng.stream(key, "aggregate"), uploads, cohorts, before)
   noted = tuple(i._replace(dropped=(i.size > 0) & ~k) for i, k in zip(info, kept, strict=True))
   return after, noted
+
+
+def run_round(
+  client_fns: tuple[Callable, ...],
+  key: Array,
+  state: FedState,
+  cohorts: tuple[Cohort, ...],
+  aggregate: Aggregate,
+  clients_per_step: int | None = None,
+) -> tuple[FedState, tuple[Info, ...]]:
+  """Runs a round: every client trains, and the server combines what all of them send.
+
+  Args:
+    client_fns: one per cohort, as of `clients.over_clients`.
+    key: of this round.
+    state: before it; what a server keeps has the form of an upload.
+    cohorts: the clients.
+    aggregate: how uploads are combined.
+    clients_per_step: as of LocalWork.
+
+  Returns:
+    The state after the round, and what is reported.
+  """
+  clients, uploads, info = over_clients(client_fns, key, cohorts, state.clients, clients_per_step)
+  kept, info = combine(aggregate, key, uploads, cohorts, state.server, info)
+  return FedState(kept, clients, state.round + 1), info
 
 
 def train_beside(
@@ -68,9 +95,7 @@ def train_beside(
     return run
 
   fns = tuple(map(client_fn, trains))
-  clients, uploads, info = over_clients(fns, key, cohorts, state.clients, clients_per_step)
-  copy, info = combine(aggregate, key, uploads, cohorts, state.server, info)
-  return FedState(copy, clients, state.round + 1), info
+  return run_round(fns, key, state, cohorts, aggregate, clients_per_step)
 
 
 def averaging(
@@ -121,13 +146,59 @@ def averaging(
       return nothing, variables, loss
 
     fns = (run,) * len(cohorts)
-    clients, uploads, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
-    server, info = combine(aggregate, key, uploads, cohorts, state.server, info)
-    return FedState(server, clients, state.round + 1), info
+    return run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data
     shared = scoring.shared(model, state.server, cohorts)
     return {"personal": shared, "global": shared}
+
+  return Algorithm(init, round_fn, personalize)
+
+
+def averaging_beside(
+  model: Model,
+  step_fn: Callable,
+  *,
+  own: Callable[[PyTree], PyTree] = lambda variables: variables,
+  personal: Callable[[PyTree, PyTree], PyTree] = lambda own, server_variables: own,
+  work: LocalWork,
+  aggregate: Aggregate,
+  start: PyTree | None,
+) -> Algorithm:
+  """Builds federated averaging beside which every client trains a model of its own.
+
+  Args:
+    model: the one architecture that all clients train, twice.
+    step_fn: ((own, copy), the server's variables, step [] int32, batch) -> ((own, copy), loss []),
+      a client's local step.
+    own: the first variables -> what a client keeps at first; by default these.
+    personal: (what a client keeps, the server's variables) -> the variables of its personal model;
+      by default what it keeps.
+    work: local steps, batches and augmentation.
+    aggregate: how the server combines the copies.
+    start: the first variables; None draws them.
+
+  Returns:
+    An Algorithm; scored are the personal models and the server's, as "global".
+  """
+  check_work(work)
+
+  def init(key, data, cohorts):
+    del data
+    variables = model.init(key) if start is None else start
+    clients = tuple(tree.repeat(own(variables), len(cohort.size)) for cohort in cohorts)
+    return FedState(variables, clients, jnp.int32(0))
+
+  def round_fn(key, state, data, cohorts):
+    step = lambda carry, number, batch: step_fn(carry, state.server, number, batch)
+    trains = (local_round(step, data, state.round, work),) * len(cohorts)
+    return train_beside(trains, key, state, cohorts, aggregate, work.clients_per_step)
+
+  def personalize(key, state, data, cohorts):
+    del key, data
+    show = jax.vmap(personal, (0, None))
+    shown = tuple(show(clients, state.server) for clients in state.clients)
+    return scoring.beside(model, state.server, (model,) * len(cohorts), shown, cohorts)
 
   return Algorithm(init, round_fn, personalize)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from qupeD_jax.federation import server, tree
 from qupeD_jax.federation.aggregators import Aggregate
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round, over_clients
+from qupeD_jax.federation.clients import LocalWork, check_work, local_round
 from qupeD_jax.types import Algorithm, Array, FedState, Model, PyTree, Scored
 
 Parts = tuple[dict[str, Array], dict[str, Array]]  # by path: what travels, and what stays
 
 
-def partly_averaging(
+def averaging(
   model: Model,
   stays: Callable[[PyTree], set[str]],
   step_fn: Callable,
@@ -53,9 +53,7 @@ def partly_averaging(
       return own, shared, loss
 
     fns = (run,) * len(cohorts)
-    clients, uploads, info = over_clients(fns, key, cohorts, state.clients, work.clients_per_step)
-    shared, info = server.combine(aggregate, key, uploads, cohorts, state.server, info)
-    return FedState(shared, clients, state.round + 1), info
+    return server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data
