@@ -12,14 +12,14 @@ docs/reproduction.md.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from experiments.recipes.comparison import Tuned, with_tuned
 from qupeD_jax import checks
 from qupeD_jax.results import plots
 from qupeD_jax.study import methods, study
-from qupeD_jax.study.jobs import Job, changed, with_values
+from qupeD_jax.study.jobs import MakeJob, changed, with_values
 from qupeD_jax.study.options import PAPER_CIFAR10, replaced, withheld
 
 FINETUNED = "FedAvg + fine-tuning"
@@ -69,15 +69,11 @@ def draw(done: study.Outcome, shares: Sequence[float]) -> None:
   plots.shares(curves, levels, done.folder / "shares.png")
 
 
-def begun_after(share: float):
-  """Makes the job of all teachers after a share of FedAvg: (options, federation) -> Job."""
-
-  def made(options, federation) -> Job:
-    quped = partial(methods.quped_from_averaging, bits=(2,))
-    named = {name_of(teacher, share): values for teacher, values in TEACHERS.items()}
-    return with_values(changed(quped, named), {"averaging_share": share})(options, federation)
-
-  return made
+def begun_after(share: float) -> MakeJob:
+  """Returns what makes the job of all teachers after a share of FedAvg."""
+  quped = partial(methods.quped_from_averaging, bits=(2,))
+  named = {name_of(teacher, share): values for teacher, values in TEACHERS.items()}
+  return with_values(changed(quped, named), {"averaging_share": share})
 
 
 def name_of(teacher: str, share: float) -> str:
@@ -89,7 +85,7 @@ def name_of(teacher: str, share: float) -> str:
   return f"{teacher} after {100 * share:.3g}% FedAvg"
 
 
-def pairs(names) -> dict[str, list[str]]:
+def pairs(names: Iterable[str]) -> dict[str, list[str]]:
   """Compares each taught model with the one alone, and all with FedAvg + fine-tuning."""
   alone = lambda name: f"alone after {name.partition(' after ')[2]}"
   return {

@@ -235,12 +235,13 @@ def local_work(options: Federated, federation: Federation) -> LocalWork:
 
 def averaging_rounds(options: Options) -> int:
   """Returns how many rounds of FedAvg come before quantised training that starts from its model."""
+  share, rounds = options.variants.averaging_share, options.work.rounds
+  if share == 0:
+    return 0
   least = 2 if settled(options).work.finetune_rounds else 1
   allowed = f"above {least}, for FedAvg, what starts from it, and fine-tuning"
   checks.require(options.work.rounds > least, "rounds", options.work.rounds, allowed)
-  share, rounds = options.variants.averaging_share, options.work.rounds
-  first = max(1, shares.rounded(share, rounds)) if share else 0
-  return min(first, rounds - least)
+  return min(max(1, shares.rounded(share, rounds)), rounds - least)
 
 
 def decayed(options: Options, rate: float, rounds: int | None = None) -> Callable:

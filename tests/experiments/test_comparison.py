@@ -499,9 +499,14 @@ def test_after_averaging_models_are_frozen_for_at_most_half_of_what_is_left(
   )
   for make in (methods.quped_from_averaging, methods.averaging_then_quantised):
     assert [phase.rounds for phase in make(options, federation, bits=(2,)).phases] == phases
-  too_few = replaced(options, rounds=2, finetune_rounds=1)
+
+
+def test_averaging_what_starts_from_it_and_fine_tuning_take_a_round_each(federation):
+  two = replaced(OPTIONS, rounds=2, finetune_rounds=1)
   with pytest.raises(BadInput, match="rounds 2: allowed is above 2"):
-    methods.quped_from_averaging(too_few, federation, bits=(2,))
+    methods.quped_from_averaging(two, federation, bits=(2,))
+  cold = methods.quped_from_averaging(replaced(two, averaging_share=0.0), federation, bits=(2,))
+  assert [phase.rounds for phase in cold.phases] == [1, 1]
 
 
 @pytest.mark.parametrize("make", [methods.quped_from_averaging, methods.averaging_then_quantised])

@@ -70,6 +70,16 @@ def test_nearly_equal_distributions_do_not_cancel(temperature, gap):
     np.testing.assert_allclose(actual, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
 
 
+@pytest.mark.parametrize(("temperature", "gap"), [(0.5, 3.0), (4.0, 0.1), (4.0, 10.0)])
+def test_the_slope_in_the_temperature_is_that_of_the_definition(temperature, gap):
+  p, q = A, A + np.float32(gap) * B
+  actual = jax.grad(losses.kl, 2)(p, q, temperature, MASK)
+  with jax.enable_x64(True):
+    wide = [logits.astype(np.float64) for logits in (p, q)]
+    expected = jax.grad(wide_kl, 2)(*wide, temperature)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
 def test_at_an_infinite_temperature_half_the_variance_of_the_gaps_is_left():
   expected = np.var(A - B, axis=-1) / 2 @ MASK / MASK.sum()
   np.testing.assert_allclose(losses.kl(A, B, 1e9, MASK), expected, rtol=1e-5)
