@@ -23,6 +23,7 @@ BIN := $(VENV)/bin
 # Flower asks for older versions of what the other tools use: it has an environment of its own.
 FEDERATION ?= $(VENV)-federation
 export PYTHONPATH := $(CURDIR)
+COMMA := ,
 
 # NAME is one word and ARGS are words, as a shell has them; neither make nor a shell runs what is in
 # them: they are taken as typed, and reach Python through the environment.
@@ -44,6 +45,13 @@ define NEW_ENOUGH
   { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 endef
 PIP := install --quiet --disable-pip-version-check --retries 2 --timeout 15
+# Fills an environment, $(1), by pip's arguments $(2); an environment is whole once its mark, the
+# target, is there.
+define INSTALL
+@$(1)/bin/pip $(PIP) $(2) 2> $(1)/log || \
+  { echo "error: packages are not installed: $$(tail -n 1 $(1)/log)" >&2; exit 1; }
+@touch $@
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment experiments report test test-short bench profile lint data demo export-tools docs docs-tools federation federation-tools
@@ -56,9 +64,7 @@ $(VENV): $(VENV)/installed
 $(VENV)/installed: pyproject.toml requirements.txt requirements/test.txt
 	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip $(PIP) --editable ".[test]" 2> $(VENV)/log || \
-	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; exit 1; }
-	@touch $@
+	$(call INSTALL,$(VENV),--editable ".[test]")
 
 setup: $(VENV)
 	@case "$$ACCELERATOR" in \
@@ -105,16 +111,14 @@ federation: federation-tools
 federation-tools: $(FEDERATION)/installed
 
 $(FEDERATION)/installed: pyproject.toml requirements.txt requirements/test.txt requirements/flower.txt
+	$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(FEDERATION)
-	@$(FEDERATION)/bin/pip $(PIP) --editable ".[test,flower]" 2> $(FEDERATION)/log || \
-	  { echo "error: packages are not installed: $$(tail -n 1 $(FEDERATION)/log)" >&2; exit 1; }
-	@touch $@
+	$(call INSTALL,$(FEDERATION),--editable ".[test$(COMMA)flower]")
 
 export-tools: $(VENV)/exporting
 
 $(VENV)/exporting: requirements/export.txt $(VENV)/installed
-	$(BIN)/pip $(PIP) --editable ".[export]"
-	@touch $@
+	$(call INSTALL,$(VENV),--editable ".[export]")
 
 docs: docs-tools
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -123,8 +127,7 @@ docs: docs-tools
 docs-tools: $(VENV)/documenting
 
 $(VENV)/documenting: requirements/docs.txt $(VENV)/installed
-	$(BIN)/pip $(PIP) --editable ".[docs]"
-	@touch $@
+	$(call INSTALL,$(VENV),--editable ".[docs]")
 
 profile: $(VENV)
 	@$(BIN)/python -c "$$RUN" benchmarks.profile
@@ -139,8 +142,9 @@ data:
 	@test -n "$$NAME" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
 	$(NEW_ENOUGH)
 	@$(PYTHON) qupeD_jax/data/catalog.py "$$NAME"
-	@$(MAKE) --silent $(VENV)
-	@test -d .venv-data || { $(PYTHON) -m venv .venv-data && .venv-data/bin/pip $(PIP) \
-	  -r requirements.txt tensorflow-cpu 2> $(VENV)/log; } || \
-	  { echo "error: packages are not installed: $$(tail -n 1 $(VENV)/log)" >&2; rm -rf .venv-data; exit 1; }
+	@$(MAKE) --silent .venv-data/installed
 	@.venv-data/bin/python -c "$$RUN" qupeD_jax data "$$NAME"
+
+.venv-data/installed: requirements.txt
+	$(PYTHON) -m venv .venv-data
+	$(call INSTALL,.venv-data,-r requirements.txt tensorflow-cpu)
