@@ -138,13 +138,14 @@ lint: $(VENV)
 
 # TensorFlow is needed to prepare images, not to read them: it gets an environment of its own. A name is
 # looked up before anything is installed.
-data:
+data: .known-name .venv-data/installed
+	@.venv-data/bin/python -c "$$RUN" qupeD_jax data "$$NAME"
+
+.known-name:
 	@test -n "$$NAME" || { echo "error: NAME is missing, as in make data NAME=cifar10" >&2; exit 2; }
 	$(NEW_ENOUGH)
 	@$(PYTHON) qupeD_jax/data/catalog.py "$$NAME"
-	@$(MAKE) --silent .venv-data/installed
-	@.venv-data/bin/python -c "$$RUN" qupeD_jax data "$$NAME"
 
-.venv-data/installed: requirements.txt
+.venv-data/installed: requirements.txt | .known-name
 	$(PYTHON) -m venv .venv-data
 	$(call INSTALL,.venv-data,-r requirements.txt tensorflow-cpu)

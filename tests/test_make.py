@@ -94,7 +94,7 @@ def test_a_known_data_set_is_prepared_in_an_environment_of_its_own(make, tmp_pat
 
 def test_an_environment_whose_installation_was_cut_off_is_filled_again(make, tmp_path):
   shutil.copytree(tmp_path / ".venv", tmp_path / ".venv-data", symlinks=True)
-  fills = lambda: "pip install" in make("--dry-run", "data", "NAME=cifar100").stdout
+  fills = lambda: "pip install --quiet" in make("--dry-run", "data", "NAME=cifar100").stdout
   assert not fills()
   (tmp_path / ".venv-data" / "installed").unlink()
   assert fills()
