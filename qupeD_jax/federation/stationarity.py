@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qupeD_jax import rng
 from qupeD_jax.federation import algorithm1, objectives, tree
 from qupeD_jax.federation.algorithm1 import Personal, Rates, Rule
 from qupeD_jax.federation.batches import Batch
@@ -70,7 +71,8 @@ def of_clients(
   """Measures every client of `algorithms.local` on the first of its training rows.
 
   The loss is that of one batch of these rows, as they are: in training mode, so that batch
-  normalisation takes their statistics, and without augmentation.
+  normalisation takes their statistics, and without augmentation. What a network draws, as with
+  dropout, is the same in every measure.
 
   Args:
     models: one per cohort.
@@ -101,4 +103,5 @@ def _first_rows(data: Dataset, index: Array, size: Array, num_rows: int) -> Batc
   """Returns a client's first rows; those of a smaller client come again and do not count."""
   positions = jnp.arange(min(num_rows, len(index)))
   rows = index[positions % jnp.maximum(size, 1)]
-  return Batch(data.x[rows], data.y[rows], (positions < size).astype(jnp.float32))
+  mask = (positions < size).astype(jnp.float32)
+  return Batch(data.x[rows], data.y[rows], mask, rng.stream(jax.random.key(0), "layers"))

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
+from qupeD_jax import models
 from qupeD_jax.federation import stationarity
 from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step
 from qupeD_jax.federation.batches import Batch
@@ -126,6 +128,25 @@ def test_clients_are_measured_on_their_first_rows_at_the_rates_of_the_next_step(
     batch = Batch(data.x[rows], data.y[rows], jnp.ones(num_rows))
     one = jax.tree.map(lambda leaf, k=k: leaf[k], state.clients[0])
     np.testing.assert_allclose(found[k], of_one(one, batch), rtol=1e-3)
+
+
+class Dropping(nn.Module):
+  """A linear network that drops half of its inputs."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+    return nn.Dense(toy.CLASSES, name="head")(x)
+
+
+def test_what_a_network_draws_is_the_same_in_every_measure():
+  model, data = models.from_linen(Dropping(), toy.IMAGE), jax.tree.map(jnp.asarray, toy.dataset())
+  cohort, plain = toy.cohort((0, 1), (32, 32)), quantizers.full_precision()
+  state = local((model,), plain).init(jax.random.key(0), data, (cohort,))
+  measure = stationarity.of_clients((model,), plain, rates=Rates(0.1), local_steps=3)
+  (found,), (again,) = measure(state, data, (cohort,)), measure(state, data, (cohort,))
+  assert np.all(found > 0)
+  np.testing.assert_array_equal(found, again)
 
 
 def test_it_is_zero_where_no_step_moves():
