@@ -81,8 +81,9 @@ def load(
   *parts, num_classes = sources.read(options.data.dataset, options.data.data_dir)
   train, test = (sources.downsample(part, options.data.downsample) for part in parts)
   parts = tuple(split(options, train, test, seed) for seed in seeds(options))
-  num_clients = len(parts[0].train.offsets) - 1 - (options.division.new_clients or 0)
-  groups = cohort.assign_groups(num_clients, len(options.networks.models), len(options.bits))
+  num_new = options.division.new_clients or 0
+  num_clients = len(parts[0].train.offsets) - 1 - num_new
+  groups = _groups(options, num_clients, num_new)
   mean, std = sources.statistics(train)
   std = options.networks.input_std or std
   image_shape = train.x.shape[1:]
@@ -95,11 +96,23 @@ def load(
   flops = {name: forward_flops(model, image_shape) for name, model in plain.items()}
   in_order = lambda by_name: tuple(by_name[name] for name in options.networks.models)
   architectures = groups, options.networks.models, in_order(networks), in_order(flops)
-  new = num_clients + np.arange(options.division.new_clients or 0)
+  new = num_clients + np.arange(num_new)
   federation = Federation(train, test, parts, *architectures, num_classes, mean, std, new)
   everyone = (*groups, new) if len(new) else groups
   _check_batches(options, training(federation, np.full(num_clients, 32), everyone))
   return federation
+
+
+def _groups(options: Federated, num_clients: int, num_new: int) -> tuple[np.ndarray, ...]:
+  """Deals the architectures to the clients that train."""
+  try:
+    return cohort.assign_groups(num_clients, len(options.networks.models), len(options.bits))
+  except checks.BadInput as error:
+    if not num_new:
+      raise
+    _, _, allowed = str(error).partition(": ")
+    reason = f"leaves {num_clients} clients that train; {allowed}"
+    raise checks.refusal("new_clients", num_new, reason) from error
 
 
 def seeds(options: Federated) -> range:

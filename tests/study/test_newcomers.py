@@ -92,6 +92,10 @@ def test_what_is_told_of_them(tmp_path):
     ({"new_clients": 6}, "new_clients 6: allowed is below `clients` 6: some have to train"),
     ({"finetune_rounds": 0}, "new_clients 2: allowed is None with `finetune_rounds` 0: none would"),
     ({"store": "host", "participation": 0.5}, "new_clients 2: allowed is None with `store` host"),
+    (
+      {"models": ("mlp2", "mlp"), "bits": (1, 2, 4)},
+      "new_clients 2: leaves 4 clients that train; allowed is at least 6, so that each of 2 models",
+    ),
     ({"corrupt": 5}, "corrupt 5: allowed is at most 4, the `clients` that train"),
   ],
 )
