@@ -1,5 +1,7 @@
 """Losses of one batch, in which masked-out examples count for nothing."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import optax
 
 from qupeD_jax.types import Array
 
+_SMALL = 0.5  # gaps of logits below which e^d - 1 - d would cancel
 _NEVER = -1e9  # a finite logit of probability 0: differences of infinities would be NaN
 
 
@@ -54,35 +57,39 @@ def kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array
 def _divergence(p_logits: Array, q_logits: Array, temperature: Array | float) -> Array:
   """Returns KL(softmax(p/T) || softmax(q/T)) of every example, [B].
 
-  Where the distributions are nearly equal, as all are at a high temperature, sum p log(p/q) is a
-  small difference of large terms. With d = (q - p) / T, less its mean under softmax(p/T), the same
-  is log sum p e^d = log(1 + sum p (e^d - 1 - d)), in which no term is negative.
+  With d = (q - p) / T, less its mean under softmax(p/T), it is log sum p e^d. Where distributions
+  are nearly equal, as all are at a high temperature, that is the logarithm of nearly 1, and taken
+  as log(1 + sum p (e^d - 1 - d)), in which no term is negative.
 
   The slopes are written out, which is cheaper than to derive either form, and as exact: -p d / T in
-  the logits of p, and (q - p) / T = p (e^(d - KL) - 1) / T in those of q.
+  the logits of p, and (q - p) / T = p (e^d / sum p e^d - 1) / T in those of q.
   """
   return _divergence_and_slopes(p_logits, q_logits, temperature)[0]
 
 
 def _divergence_and_slopes(p_logits, q_logits, temperature):
   log_p = jax.nn.log_softmax(p_logits / temperature)
-  log_q = jax.nn.log_softmax(q_logits / temperature)
   p = jnp.exp(log_p)
   gaps = (q_logits - p_logits) / temperature
   gaps -= jnp.sum(p * gaps, axis=-1, keepdims=True)
-  near = jnp.max(jnp.abs(gaps), axis=-1, keepdims=True) < 1
-  small = jnp.where(near, gaps, 0.0)
-  close = jnp.log1p(jnp.sum(p * _above_tangent(small), axis=-1, keepdims=True))
-  value = jnp.where(near, close, jnp.sum(p * (log_p - log_q), axis=-1, keepdims=True))
+  moved = log_p + gaps  # log(p e^d), which overflows in no example that is near
+  divergence = jax.nn.logsumexp(moved, axis=-1, keepdims=True)
+  near, small = divergence < 1, jnp.abs(gaps) < _SMALL
+  d = jnp.where(small, gaps, 0.0)
+  rises = jnp.where(small, p * jnp.expm1(d), jnp.exp(moved) - p)  # p (e^d - 1)
+  above_tangent = jnp.where(small, p * _above_tangent(d), rises - p * gaps)
+  exact = jnp.log1p(jnp.sum(above_tangent, axis=-1, keepdims=True))
+  value = jnp.where(near, exact, divergence)
+  risen = jnp.sum(rises, axis=-1, keepdims=True)
   in_p = -p * gaps / temperature
-  in_q = jnp.where(near, p * jnp.expm1(small - close), jnp.exp(log_q) - p) / temperature
-  return value[..., 0], (in_p, in_q, p_logits, q_logits, temperature)
+  in_q = jnp.where(near, (rises - p * risen) / (1 + risen), jax.nn.softmax(moved) - p)
+  return value[..., 0], (in_p, in_q / temperature, log_p, gaps)
 
 
 def _pull_slopes(kept, slope):
-  in_p, in_q, p_logits, q_logits, temperature = kept
+  in_p, in_q, log_p, gaps = kept
   in_p, in_q = slope[..., None] * in_p, slope[..., None] * in_q
-  in_temperature = -jnp.sum(in_p * p_logits + in_q * q_logits) / temperature
+  in_temperature = -jnp.sum((in_p + in_q) * log_p + in_q * gaps)
   return in_p, in_q, in_temperature
 
 
@@ -90,11 +97,11 @@ _divergence.defvjp(_divergence_and_slopes, _pull_slopes)
 
 
 def _above_tangent(x: Array) -> Array:
-  """Returns e^x - 1 - x for |x| <= 1 by its series, to float32's precision also near 0."""
-  series = 1.0
-  for n in range(11, 2, -1):
-    series = 1.0 + x / n * series
-  return x**2 / 2 * series
+  """Returns e^x - 1 - x for |x| <= 1/2 by its series, to float32's precision also near 0."""
+  series = 0.0
+  for n in range(8, 1, -1):
+    series = 1 / math.factorial(n) + x * series
+  return x**2 * series
 
 
 def reverse_kl(p_logits: Array, q_logits: Array, temperature: Array | float, mask: Array) -> Array:

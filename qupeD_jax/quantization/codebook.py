@@ -15,7 +15,7 @@ from qupeD_jax.types import Array
 
 # Up to here all borders are compared with, in one pass that XLA fuses with what uses it.
 _FEW = 16
-_FEWER = 4  # up to here one pass for all sums beats adding one by one on a CPU, too
+_FEWER = 8  # up to here a sum for each center beats adding entry by entry on a CPU
 _STRIDE = 8  # beyond, every so many are, and the rest is a binary search: a power of 2
 
 
@@ -104,15 +104,19 @@ def sums_per_center(values: Array, index: Array, num_centers: int) -> Array:
   """
   chex.assert_equal_shape([values, index])
   values, index = values.ravel(), index.ravel()
-  in_one_pass = functools.partial(_sums_in_one_pass, num_centers=num_centers)
-  if num_centers <= _FEWER:
-    return in_one_pass(values, index)
-  scatter = functools.partial(_sums_by_scatter, num_centers=num_centers)
-  product = functools.partial(_sums_by_product, num_centers=num_centers)
-  # A scatter is best where it runs in order, as on a CPU; in parallel its additions would collide
+  # A scatter is good where it runs in order, as on a CPU; in parallel its additions would collide
   # on a few addresses, and in an order that changes from run to run.
-  parallel = in_one_pass if num_centers <= _FEW else product
-  return jax.lax.platform_dependent(values, index, cpu=scatter, default=parallel)
+  serial = _sums_one_by_one if num_centers <= _FEWER else _sums_by_scatter
+  parallel = _sums_in_one_pass if num_centers <= _FEW else _sums_by_product
+  forms = {"cpu": serial, "default": parallel}
+  forms = {name: functools.partial(form, num_centers=num_centers) for name, form in forms.items()}
+  return jax.lax.platform_dependent(values, index, **forms)
+
+
+def _sums_one_by_one(values: Array, index: Array, *, num_centers: int) -> Array:
+  """Sums what each center owns by itself: sums that a CPU makes many entries at a time."""
+  own = (jnp.where(index == center, values, 0.0) for center in range(num_centers))
+  return jnp.stack([jnp.sum(part) for part in own])
 
 
 def _sums_in_one_pass(values: Array, index: Array, *, num_centers: int) -> Array:
