@@ -21,6 +21,7 @@ CASES = [  # H, W, k, C, D
   (5, 4, 3, 3, 4),
   (6, 8, 1, 2, 3),
   (9, 7, 5, 2, 3),
+  (7, 6, 3, 5, 6),  # too many channels for serial to take tiles
 ]
 CLIENTS = 3
 
@@ -190,17 +191,21 @@ def test_products_contain_no_convolution(form):
     assert "conv_general_dilated" not in traced
 
 
+@pytest.mark.parametrize(("channels", "count"), [(5, 3), (3, 2)])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_serial_convolutions_are_those_that_a_cpu_is_fast_at(pooled):
-  """Also under vmaps of vmaps: not grouped, not dilated, dimensions in the library's order."""
+def test_serial_convolutions_are_those_that_a_cpu_is_fast_at(pooled, channels, count):
+  """Also under vmaps of vmaps: not grouped, not dilated, dimensions in the library's order.
+
+  There are three, forward, and back to x and to the kernel; forward from few channels is a product.
+  """
 
   def block(x, kernel, bias):
     return form_of("serial")(x, kernel, bias) if pooled else forms.conv(x, kernel, "serial") + bias
 
-  args = operands((6, 6, 3, 3, 2), (2, CLIENTS))
+  args = operands((6, 6, 3, channels, 6), (2, CLIENTS))
   jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(value_and_grads(block))))(*args)
   found = list(convolutions(jaxpr.jaxpr))
-  assert len(found) == 3  # forward, and back to x and to the kernel
+  assert len(found) == count
   for equation in found:
     assert equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
     assert equation.params["lhs_dilation"] == equation.params["rhs_dilation"] == (1, 1)

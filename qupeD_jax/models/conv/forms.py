@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qupeD_jax import checks
-from qupeD_jax.models.conv import serial
+from qupeD_jax.models.conv import products, serial
 from qupeD_jax.types import Array
 
 FORMS = ("lax", "im2col", "tiles", "serial")
@@ -96,8 +96,8 @@ def conv(x: Array, kernel: Array, form: str | None = None, *, stride: int = 1) -
   if form == "serial" and stride == 1:
     return serial.conv(x, kernel)
   if form == "im2col" or stride > 1:
-    return _conv_im2col(x, kernel, stride)
-  return _conv_tiles(x, kernel)
+    return products.im2col(x, kernel, stride)
+  return products.tiles(x, kernel)
 
 
 def conv_relu_pool(x: Array, kernel: Array, bias: Array, form: str | None = None) -> Array:
@@ -127,8 +127,8 @@ def conv_relu_pool(x: Array, kernel: Array, bias: Array, form: str | None = None
   if form == "serial":
     return serial.conv_relu_pool(x, kernel, bias)
   if form == "tiles":
-    tiles = _tiles(x, kernel, x.shape[1] // 2, x.shape[2] // 2)
-    pooled = _max_of_pair(_max_of_pair(tiles, 3), 3)
+    blocks = products.blocks(x, kernel, x.shape[1] // 2, x.shape[2] // 2)
+    pooled = _max_of_pair(_max_of_pair(blocks, 3), 3)
   else:
     pooled = max_pool(conv(x, kernel, form))
   return jax.nn.relu(pooled + bias)
@@ -171,69 +171,6 @@ def _conv_lax(x: Array, kernel: Array, stride: int) -> Array:
   return lax.conv_general_dilated(
     x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=numbers
   )
-
-
-def _conv_im2col(x: Array, kernel: Array, stride: int) -> Array:
-  size, _, _, features = kernel.shape
-  padded = _pad(x, size // 2, x.shape[1] + size - 1, x.shape[2] + size - 1)
-  return _matmul(_windows(padded, size, stride), kernel.reshape(-1, features))
-
-
-def _conv_tiles(x: Array, kernel: Array) -> Array:
-  batch, height, width, _ = x.shape
-  rows, columns = -(-height // 2), -(-width // 2)
-  tiles = _tiles(x, kernel, rows, columns).swapaxes(2, 3)
-  return tiles.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
-
-
-def _tiles(x: Array, kernel: Array, rows: int, columns: int) -> Array:
-  """Convolves into tiles of 2x2 pixels: [B, rows, columns, 2, 2, D]."""
-  size, _, _, features = kernel.shape
-  padded = _pad(x, size // 2, 2 * rows + size - 1, 2 * columns + size - 1)
-  windows = _windows(_space_to_depth(padded), (size + 1) // 2)
-  tiles = _matmul(windows, _tile_kernel(kernel))
-  return tiles.reshape(-1, rows, columns, 2, 2, features)
-
-
-def _tile_kernel(kernel: Array) -> Array:
-  """Lays a kernel [k, k, C, D] out for tiles: [(k+1)^2 C, 4 D], a column per pixel and feature."""
-  shifts = [((down, 1 - down), (right, 1 - right)) for down in (0, 1) for right in (0, 1)]
-  shifted = [jnp.pad(kernel, (*shift, (0, 0), (0, 0))) for shift in shifts]
-  size, _, channels, features = kernel.shape
-  # Treated as an image, so that its rows come in the order of the windows' columns.
-  image = jnp.stack(shifted, axis=3).reshape(size + 1, size + 1, channels * 4 * features)
-  return _space_to_depth(image).reshape(-1, 4 * features)
-
-
-def _space_to_depth(x: Array) -> Array:
-  """Moves blocks of 2x2 pixels into channels: [..., 2h, 2w, C] to [..., h, w, 4C]."""
-  *lead, height, width, channels = x.shape
-  blocks = x.reshape(*lead, height // 2, 2, width // 2, 2, channels).swapaxes(-4, -3)
-  return blocks.reshape(*lead, height // 2, width // 2, 4 * channels)
-
-
-def _windows(x: Array, size: int, stride: int = 1) -> Array:
-  """Lays full windows out as rows: [B, H, W, C] to [B, rows, columns, size^2 C].
-
-  With stride 1 there are H-size+1 rows and W-size+1 columns of them; else every stride-th is taken.
-  """
-  rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
-  shifts = [(down, right) for down in range(size) for right in range(size)]
-  shifted = [x[:, d : d + rows : stride, r : r + columns : stride] for d, r in shifts]
-  return jnp.concatenate(shifted, axis=-1)
-
-
-def _matmul(windows: Array, matrix: Array) -> Array:
-  """Multiplies rows [B, H, W, N] by [N, M]; on a CPU faster flat than with axes apart."""
-  flat = windows.reshape(-1, windows.shape[-1]) @ matrix
-  return flat.reshape(*windows.shape[:-1], matrix.shape[1])
-
-
-def _pad(x: Array, low: int, height: int, width: int) -> Array:
-  """Pads with `low` zeros at the top and left, and pads or crops the rest to [height, width]."""
-  high = height - low - x.shape[1], width - low - x.shape[2]
-  edges = ((0, 0, 0), (low, high[0], 0), (low, high[1], 0), (0, 0, 0))
-  return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _max_of_pair(x: Array, axis: int) -> Array:

@@ -5,7 +5,8 @@ but only where it belongs to one client, since vmap makes a grouped one of it, a
 of dimensions that its library takes, [B, H, W, C] by [k, k, C, D]. The gradients that JAX derives
 have other orders. XLA mends that outside of loops and not inside, where it falls back to code 10 to
 150 times slower. So vmap is told to loop over clients here, and the gradients are written out. Wide
-layers of 5x5 kernels take a form with fewer products, `models/winograd.py`.
+layers of 5x5 kernels take a form with fewer products, `winograd.py`; narrow ones on images of few
+channels, with which the library is up to five times slower, are a matrix product, `products.py`.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qupeD_jax.models.conv import winograd
+from qupeD_jax.models.conv import products, winograd
 from qupeD_jax.types import Array, PyTree
 
 
@@ -70,12 +71,12 @@ def _block(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
   row of the two ties with the other. In units of a quarter it is 0, 1, 2 or 4, and is kept as 0, 1,
   2 or 3, two bits for each of the four pixels.
   """
-  pairs = _apart(_convolve(x, kernel))
-  rows = [jnp.maximum(pairs[:, :, i, :, 0], pairs[:, :, i, :, 1]) for i in range(2)]
+  pixels = _pixels(x, kernel)
+  rows = [jnp.maximum(*pair) for pair in pixels]
   y = jax.nn.relu(jnp.maximum(*rows) + bias)
   shares = jnp.zeros(y.shape, jnp.int32)
   for i, j in np.ndindex(2, 2):
-    within = _halves(pairs[:, :, i, :, j], pairs[:, :, i, :, 1 - j])
+    within = _halves(pixels[i][j], pixels[i][1 - j])
     quarters = within * _halves(rows[i], rows[1 - i])
     shares |= jnp.minimum(quarters, 3) << (4 * i + 2 * j)
   # Computed on its own, in parallel, and not within the write that ends a step of the loop.
@@ -99,19 +100,28 @@ def _unpool(g: Array, shares: Array, x: Array) -> Array:
   return jnp.pad(flat, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)))
 
 
-def _apart(x: Array) -> Array:
-  """Sets the pixels of 2x2 blocks apart: [B, H, W, D] to [B, H // 2, 2, W // 2, 2, D]."""
-  batch, height, width, channels = x.shape
+def _pixels(x: Array, kernel: Array) -> list[list[Array]]:
+  """Convolves, the pixels of 2x2 blocks apart: those at row i, column j of all, [B, h, w, D]."""
+  batch, height, width, _ = x.shape
   rows, columns = height // 2, width // 2
-  return x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
+  if _is_worth_tiles(kernel):
+    blocks = products.blocks(*_wide(x, kernel), rows, columns).astype(x.dtype)
+  else:
+    image = _convolve(x, kernel)[:, : 2 * rows, : 2 * columns]
+    blocks = image.reshape(batch, rows, 2, columns, 2, -1).swapaxes(2, 3)
+  return [[blocks[:, :, :, i, j] for j in range(2)] for i in range(2)]
 
 
 # --- one client; sums are float32, whatever the dtype
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
-  convolve = winograd.convolve if _is_worth_winograd(kernel) else _plain
-  return convolve(*_wide(x, kernel)).astype(x.dtype)
+  form = _plain
+  if _is_worth_winograd(kernel):
+    form = winograd.convolve
+  elif _is_worth_tiles(kernel):
+    form = products.tiles
+  return form(*_wide(x, kernel)).astype(x.dtype)
 
 
 def _grad_x(g: Array, kernel: Array) -> Array:
@@ -134,6 +144,12 @@ def _is_worth_winograd(kernel: Array) -> bool:
   """Tells where fewer products gain more than what is laid out for them costs, as measured."""
   size, _, channels, features = kernel.shape
   return size == 5 and min(channels, features) >= 32
+
+
+def _is_worth_tiles(kernel: Array) -> bool:
+  """Tells where the library is slower than a matrix product of windows, as measured."""
+  _, _, channels, features = kernel.shape
+  return channels <= 4 and features <= 32
 
 
 def _plain(x: Array, kernel: Array, pad: int | None = None) -> Array:
