@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from qupeD_jax import checks, rng, shares
 from qupeD_jax.federation import exchange, tree
-from qupeD_jax.types import Algorithm, Array, Cohort, FedState
+from qupeD_jax.types import Algorithm, Array, Cohort, Dataset, FedState, PyTree
+
+_NOBODY = jnp.iinfo(jnp.int32).max  # a slot beyond all clients
 
 
 def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
@@ -13,8 +15,8 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
 
   Those that take part are `num_participants` of each cohort, the ones with the smallest random
   numbers, each a function of the round and the client's id alone, so that order and padding change
-  nothing. Only they are computed; where devices share the clients, each computes as many as may be
-  its own.
+  nothing. Only they are computed. Where devices share the clients, each computes an equal part of
+  those that take part, whosever they are: their states and examples go there, their states back.
 
   Args:
     algorithm: any.
@@ -30,22 +32,46 @@ def with_sampling(algorithm: Algorithm, fraction: float) -> Algorithm:
 
   def round_fn(key, state, data, cohorts):
     # The algorithm gets the round's own key, so that a share of 1 changes nothing.
-    slots = participants(key, cohorts, fraction)
-    chosen = tuple(
-      tree.take(cohort, index)._replace(size=jnp.where(takes_part, cohort.size[index], 0))
-      for cohort, (index, takes_part) in zip(cohorts, slots, strict=True)
-    )
-    before = tuple(tree.take(c, index) for c, (index, _) in zip(state.clients, slots, strict=True))
+    drawn = participants(key, cohorts, fraction)
+    slots, takes_part = zip(*drawn, strict=True)
+    counts = [len(cohort.size) for cohort in cohorts]
+    before = tuple(map(_handed_out, state.clients, slots, counts))
+    chosen = tuple(map(_handed_out, cohorts, slots, counts))
+    if exchange.is_shared():
+      data, chosen = _with_rows(data, cohorts, slots, chosen)
+    chosen = tuple(map(_without_others, chosen, takes_part))
     after, info = algorithm.round(key, state._replace(clients=before), data, chosen)
-    clients = tuple(
-      tree.put(all_clients, index, tree.select(takes_part, new, old))
-      for all_clients, (index, takes_part), new, old in zip(
-        state.clients, slots, after.clients, before, strict=True
-      )
-    )
+    to = (jnp.where(*part, _NOBODY) for part in zip(takes_part, slots, strict=True))
+    clients = tuple(map(exchange.hand_back, state.clients, to, after.clients))
     return FedState(after.server, clients, after.round), info
 
   return Algorithm(algorithm.init, round_fn, algorithm.personalize)
+
+
+def _handed_out(clients: PyTree, slots: Array, count: int) -> PyTree:
+  """Returns this device's part of those at `slots`; given are all its own, leaves [count, ...]."""
+  return exchange.hand_out(lambda own: tree.take(clients, own), slots, count)
+
+
+def _without_others(cohort: Cohort, takes_part: Array) -> Cohort:
+  """Empties the slots of this device's part that only fill it up."""
+  return cohort._replace(size=jnp.where(exchange.part(takes_part), cohort.size, 0))
+
+
+def _with_rows(
+  data: Dataset, cohorts: tuple[Cohort, ...], slots: tuple[Array, ...], chosen: tuple[Cohort, ...]
+) -> tuple[Dataset, tuple[Cohort, ...]]:
+  """Returns the examples of this device's part, client by client, and it with their rows."""
+  examples, numbered, first = [], [], 0
+  for cohort, of_cohort, part in zip(cohorts, slots, chosen, strict=True):
+    pick = lambda own, index=cohort.index: tree.take(data, index[own])
+    rows = exchange.hand_out(pick, of_cohort, len(cohort.size))
+    examples.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows))
+    count = part.index.size
+    index = first + jnp.arange(count, dtype=jnp.int32).reshape(part.index.shape)
+    numbered.append(part._replace(index=index))
+    first += count
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples), tuple(numbered)
 
 
 def participants(
@@ -78,15 +104,14 @@ def draw_slots(key: Array, cohort: Cohort, fraction: float) -> tuple[Array, Arra
     fraction: in (0, 1].
 
   Returns:
-    Slots [k] int32, and [k] bool: False for those beyond the share of the true clients.
+    Slots [k] int32, counted over all devices, and [k] bool: False for those that only fill up, as
+    k is for clients in all slots, and a multiple of the number of devices.
   """
   number = rng.client_uniforms(key, "sampling", cohort.client)
-  own = jnp.where(cohort.size > 0, number, jnp.inf)
-  every, first = exchange.gather(own), exchange.rank() * len(own)
+  every = exchange.gather(jnp.where(cohort.size > 0, number, jnp.inf))
   # Padding is known on the device alone, where no share is computed.
   counts = [num_participants(clients, fraction) for clients in range(len(every) + 1)]
   count = jnp.array(counts)[jnp.sum(jnp.isfinite(every))]
-  chosen = jax.lax.top_k(-every, counts[-1])[1]
-  takes_part = jnp.zeros(len(every), bool).at[chosen].set(jnp.arange(len(chosen)) < count)
-  slots = jax.lax.top_k(-own, min(len(own), len(chosen)))[1]
-  return slots, takes_part[first + slots] & (cohort.size[slots] > 0)
+  slots = jax.lax.top_k(-every, counts[-1])[1]
+  slots = jnp.pad(slots, (0, -len(slots) % exchange.size()))
+  return slots, (jnp.arange(len(slots)) < count) & jnp.isfinite(every[slots])

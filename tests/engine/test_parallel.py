@@ -130,17 +130,32 @@ def compiled_round(name):
   return loop.compile_chunk(build, 2, placed, state, data, on), state
 
 
-@pytest.mark.parametrize("name", ["quped", "sampling"])
-def test_all_that_devices_send_of_the_size_of_a_model_is_the_mean_of_w(name):
-  program, state = compiled_round(name)
-  model = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.server))
+def total_bytes(tree):
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_all_that_devices_send_of_the_size_of_a_model_is_the_mean_of_w():
+  program, state = compiled_round("quped")
   found = collectives(program.as_text())
   sums = [size for name, size in found if name == "all-reduce" and size > 64 * SEEDS]
   others = [size for name, size in found if name != "all-reduce"]
   # The sums of all tensors together, once a round.
-  assert sum(sums) == pytest.approx(model, abs=64 * SEEDS)
-  # What is reported, and the random numbers of a sample: one number a client and round.
+  assert sum(sums) == pytest.approx(total_bytes(state.server), abs=64 * SEEDS)
+  # What is reported: one number a client and round.
   assert max(others) <= 4 * SEEDS * DEVICES * 2
+
+
+def test_of_a_sample_devices_send_the_states_and_examples_of_who_takes_part():
+  """Of 12 clients 3 and 2 take part: a slot of each cohort on every device."""
+  program, state = compiled_round("sampling")
+  found = collectives(program.as_text())
+  of_client = total_bytes(state.clients) / DEVICES  # one of each cohort, of every seed
+  rows = cohorts(DEVICES)[0].index.shape[-1] + cohorts(DEVICES)[1].index.shape[-1]
+  examples = SEEDS * rows * total_bytes(DATA) / len(DATA.y)
+  handed_out = sum(size for name, size in found if name == "reduce-scatter")
+  assert handed_out == pytest.approx(of_client + examples, abs=64 * SEEDS)
+  gathered = sum(size for name, size in found if name == "all-gather")
+  assert gathered == pytest.approx(DEVICES * of_client, abs=4 * SEEDS * DEVICES * 16)
 
 
 def test_more_devices_than_there_are_are_refused():

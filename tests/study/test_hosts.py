@@ -120,7 +120,9 @@ def test_what_says_not_where_processes_meet_is_refused(given, line):
     ({"clients": 5}, 5),
     ({"clients": 20, "models": ("mlp", "mlp2")}, 5),  # ten a network, two on each device
     ({"clients": 1}, 1),
-    ({"participation": 0.5}, 1),
+    ({"participation": 0.2}, 5),
+    ({"participation": 0.01}, 1),
+    ({"participation": float("nan")}, 8),  # refused later, with a line of its own
     ({"store": "host", "participation": 0.5}, 1),
     ({"coordinator": "h:1", "processes": 2, "process": 0}, 1),
     ({"models": ()}, 8),  # refused later, with a line of its own

@@ -31,6 +31,7 @@ from qupeD_jax.checks import BadInput, place, refusal
 from qupeD_jax.engine import parallel
 from qupeD_jax.study.errors import Lost
 from qupeD_jax.study.options import Federated, Hardware, flat, replaced, value_of
+from qupeD_jax.wrappers.sampling import num_participants
 
 MOST_DEVICES = 1_024  # of a process
 AUTO = "auto"  # --coordinator: SLURM, a TPU pod or Open MPI tell
@@ -243,13 +244,16 @@ def _backend() -> str:
 def usual_devices(options: Federated) -> int:
   """Returns over how many devices a CPU's clients are spread unless the options say: its cores.
 
-  It is one where that gains nothing: with a share of the clients in each round, who may all be on
-  one device, with a store, and in one of several processes, which may share the cores.
+  There are no more than clients take part in a round. It is one with a store, and in one of several
+  processes, which may share the cores.
   """
   hardware, networks = options.hardware, max(1, len(options.networks.models))
-  if hardware.coordinator or hardware.store != "device" or options.server.participation < 1:
+  if hardware.coordinator or hardware.store != "device":
     return 1
-  return parallel.fewest(-(-options.division.clients // networks), parallel.cores())
+  clients, share = -(-options.division.clients // networks), options.server.participation
+  if 0 < share < 1:  # what else it may be is refused later
+    clients = num_participants(clients, share)
+  return parallel.fewest(clients, parallel.cores())
 
 
 def _initialize(hardware: Hardware, late: str) -> None:
