@@ -35,6 +35,9 @@ for name, value in {
 }.items():
   os.environ.setdefault(name, value)  # a worker has its parent's
 
+# Where in Python an operation comes from is written beside each one; no test reads it.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # Tests compare what float32 gives; by default an accelerator's products round their factors first.
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 
