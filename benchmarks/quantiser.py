@@ -34,14 +34,16 @@ def pieces(num_centers: int) -> dict:
   def slope(x, g, centers):
     return jax.vjp(lambda c: ops.hard_quantize(x, c), centers)[1](g)[0]
 
-  def sums(x, g, centers):
+  def sums(form, x, g, centers):
     # Owners that cost next to nothing to find: any will do.
     index = jnp.clip((x * num_centers).astype(jnp.int32), 0, num_centers - 1)
-    return codebook.sums_per_center(g, index, num_centers)
+    return form(g, index, num_centers=num_centers)
 
   return {
     "nearest": lambda x, g, centers: codebook.nearest(x, centers),
-    "sums per center": sums,
+    "sums per center": functools.partial(sums, codebook.sums_per_center),
+    # What sums of up to 16 centers are on an accelerator; there the two are one.
+    "sums in one pass": functools.partial(sums, codebook._sums_in_one_pass),
     "gradient in c": slope,
     "prox in x": lambda x, g, centers: prox.prox_weights(x, centers, 1e-3),
     "prox in c": lambda x, g, centers: prox.prox_centers(centers, x, 1e-6),
@@ -68,7 +70,7 @@ def main(options: Options) -> None:
     for name, (median, ratio) in seconds.items():
       each, moved = 1e9 * median / x.size, compiled[name].cost_analysis()["bytes accessed"] / x.size
       took = f"{each:8.2f} ns, {ratio:6.1f} passes, {moved:6.1f} bytes"
-      print(f"m = {num_centers:3}: {name:15} {took}", flush=True)
+      print(f"m = {num_centers:3}: {name:16} {took}", flush=True)
 
 
 if __name__ == "__main__":

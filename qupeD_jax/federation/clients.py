@@ -1,5 +1,6 @@
 """Local work: the scan over one client's steps, and the one place that vmaps clients."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,12 @@ import jax.numpy as jnp
 
 from qupeD_jax import checks, rng
 from qupeD_jax.federation.batches import Batch, Rows, draw_rows
-from qupeD_jax.types import Array, Cohort, Dataset, Info, PyTree
+from qupeD_jax.types import Array, Cohort, Dataset, Info, Model, PyTree
+
+_CACHED_BYTES = 2**20  # of weights of clients side by side on a CPU, as measured
+_WORTH_A_LOOP = (
+  5  # clients; fewer side by side, one step after another, are slower than all at once
+)
 
 
 class LocalWork(NamedTuple):
@@ -32,6 +38,33 @@ def check_work(work: LocalWork) -> None:
   checks.at_least("batch_size", work.batch_size, 1)
   if work.clients_per_step is not None:
     checks.at_least("clients_per_step", work.clients_per_step, 1)
+
+
+def usual_clients_per_step(models: tuple[Model, ...], backend: str) -> int | None:
+  """Chooses how many clients train side by side, for the sake of speed alone; None for all.
+
+  Clients side by side share what each operation costs to start; but on a CPU their weights have to
+  stay in the cache from one local step to the next. As measured (docs/speed.md), as many are the
+  fastest there as have 1 MB of weights, or nearly so; of networks of which not even five fit, all.
+
+  Args:
+    models: one per cohort, of which the largest counts.
+    backend: of JAX; an accelerator takes all.
+
+  >>> from qupeD_jax.models import make
+  >>> usual_clients_per_step((make("mlp", 10, (8, 8, 1)),), "cpu")
+  29
+  """
+  if backend != "cpu":
+    return None
+  fitting = _CACHED_BYTES // max(_weights_bytes(model.init) for model in models)
+  return fitting if fitting >= _WORTH_A_LOOP else None
+
+
+@functools.cache
+def _weights_bytes(init: Callable) -> int:
+  shapes = jax.eval_shape(init, jax.random.key(0))["params"]
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def local_round(
@@ -121,8 +154,9 @@ def map_clients(client_fn: Callable, arguments: tuple[PyTree, ...], per_step: in
   count = len(jax.tree.leaves(arguments)[0])
   if per_step is None or per_step >= count:
     return jax.vmap(client_fn)(*arguments)
-  # The last step is filled up with clients that were computed before: with a shorter one the
-  # program would hold two.
+  # All steps are of about one size, and the last is filled up with clients that were computed
+  # before: with a shorter one the program would hold two.
+  per_step = -(-count // -(-count // per_step))
   more = -count % per_step
   filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:more]]), arguments)
   results = jax.lax.map(lambda one: client_fn(*one), filled, batch_size=per_step)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -11,7 +12,7 @@ from qupeD_jax import checks, shares
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.data import augment, cohort
 from qupeD_jax.federation.algorithm1 import Rates
-from qupeD_jax.federation.clients import LocalWork
+from qupeD_jax.federation.clients import LocalWork, usual_clients_per_step
 from qupeD_jax.federation.objectives import Distillation
 from qupeD_jax.quantization import ops, quantizers
 from qupeD_jax.study.faults import aggregate_of, faulty
@@ -225,11 +226,12 @@ def is_quantised(variants: dict[str, Variant]) -> bool:
 
 def local_work(options: Federated, federation: Federation) -> LocalWork:
   """Returns the amount of local work, and what is done to the images."""
+  usual = usual_clients_per_step(federation.models, jax.default_backend())
   return LocalWork(
     steps=options.work.local_steps,
     batch_size=options.work.batch_size,
     augment=augment.flip_and_crop(fill=federation.mean) if options.work.augment else None,
-    clients_per_step=options.hardware.clients_per_step,
+    clients_per_step=options.hardware.clients_per_step or usual,
   )
 
 

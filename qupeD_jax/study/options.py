@@ -49,8 +49,8 @@ class Hardware:
   """Devices and processes that share the clients."""
 
   devices: int | None = None
-  """Devices, of each process, that share the clients; by default one, or one for each core of a CPU
-  where all clients take part in every round."""
+  """Devices, of each process, that share the clients; by default one, or one for each core of a
+  CPU."""
   coordinator: str | None = None
   """Where several processes meet: HOST:PORT of the first, or auto if SLURM or a TPU pod tells."""
   processes: int | None = None
@@ -60,7 +60,8 @@ class Hardware:
   join_timeout: int = 100
   """Seconds in which all processes must have come."""
   clients_per_step: int | None = None
-  """Clients of a cohort that a device trains side by side, to save memory; by default all."""
+  """Clients of a cohort that a device trains side by side, to save memory; by default all, on a CPU
+  as many as are fastest."""
   store: Literal["device", "host", "disk"] = "device"
   """Where clients lie that do not train: with the others on the device, in the host's memory, or in
   a file in the results folder. For more clients than the device holds."""

@@ -7,11 +7,18 @@ import numpy as np
 import optax
 import pytest
 
+from qupeD_jax import models
 from qupeD_jax.checks import BadInput
 from qupeD_jax.federation import algorithm1
 from qupeD_jax.federation.algorithm1 import Rates, Rule, alternating_step
 from qupeD_jax.federation.batches import Rows, draw_rows
-from qupeD_jax.federation.clients import LocalWork, check_work, local_round
+from qupeD_jax.federation.clients import (
+  LocalWork,
+  check_work,
+  local_round,
+  map_clients,
+  usual_clients_per_step,
+)
 from qupeD_jax.federation.gradients import sgd_step, value_at
 from qupeD_jax.federation.objectives import held_classes, personal_loss
 from qupeD_jax.quantization import ops, quantizers
@@ -196,3 +203,28 @@ def test_bad_rates_are_refused():
     algorithm1.check(Rule(quantizer, Rates(weights=-0.1)))
   with pytest.raises(BadInput, match=r"rates.centers nan"):
     algorithm1.check(Rule(quantizer, Rates(centers=float("nan"))))
+
+
+@pytest.mark.parametrize(
+  ("names", "backend", "expected"),
+  [
+    (("mlp",), "cpu", 2**20 // (4 * 8_970)),
+    (("mlp",), "gpu", None),
+    (("mlp", "cnn3"), "cpu", 2**20 // (4 * 18_218)),  # the largest counts
+    (("mlp", "cnn2"), "cpu", None),  # three of it fit
+  ],
+)
+def test_on_a_cpu_as_many_small_clients_train_side_by_side_as_the_cache_holds(
+  names, backend, expected
+):
+  made = tuple(models.make(name, 10, (8, 8, 1)) for name in names)
+  assert usual_clients_per_step(made, backend) == expected
+
+
+@pytest.mark.parametrize(("count", "per_step", "steps"), [(26, 25, (2, 13)), (8, 3, (3, 3))])
+def test_steps_of_a_few_clients_are_of_about_one_size(count, per_step, steps):
+  x = jnp.arange(float(count))
+  mapped = lambda x: map_clients(lambda of_client: 2 * of_client[0], ((x,),), per_step)
+  (scan,) = [e for e in jax.make_jaxpr(mapped)(x).eqns if e.primitive.name == "scan"]
+  assert [leaf.aval.shape for leaf in scan.invars] == [steps]
+  np.testing.assert_array_equal(mapped(x), 2 * x)
