@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -191,7 +190,7 @@ def compile_chunk(
 
   def chunk(one: Runs, state, data, num_rounds):
     state, *report = train(one, state, data, num_rounds)
-    return state, (*report, _sum_of(state.server))
+    return state, (*report, parallel.sum_of(state.server))
 
   over_runs = jax.vmap(chunk, (0, 0, None, None))
   over_runs = parallel.over_devices(over_runs, mesh, (parallel.STATE, parallel.REPORT))
@@ -267,22 +266,9 @@ def _train(
   """Trains for a chunk by the program of `compile_chunk`, and waits for it."""
   state, report = program(runs, state, data, np.int32(length))
   infos, nan, sums = parallel.fetch(report)
-  _require_one_server(sums)
+  parallel.require_one_server(sums)
   infos = jax.tree.map(lambda leaf: leaf[:, :length], infos)
   return state, Chunk(infos, tuple(np.asarray(cohort.client) for cohort in cohorts), nan)
-
-
-def _sum_of(server: PyTree) -> Array:
-  """Sums the server's numbers up, [1]: devices that hold the same server find the same sum."""
-  return jnp.float32(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(server))).reshape(1)
-
-
-def _require_one_server(sums: np.ndarray) -> None:
-  """Raises ValueError if the devices' servers, whose sums are [R, devices], are not the same."""
-  if not np.array_equal(sums, np.broadcast_to(sums[:, :1], sums.shape), equal_nan=True):
-    raise ValueError(
-      "the devices' servers differ: what crosses clients must go through federation.exchange"
-    )
 
 
 def _compile_score(build, runs, state, data, scored, mesh):

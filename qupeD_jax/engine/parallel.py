@@ -21,18 +21,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qupeD_jax import checks
 from qupeD_jax.federation import exchange
 from qupeD_jax.federation.exchange import AXIS
-from qupeD_jax.types import Cohort, Dataset, FedState, PyTree
+from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
 
 # How things are cut: their PartitionSpecs.
 _WHOLE = PartitionSpec()  # everything on every device
-_CLIENTS = PartitionSpec(None, AXIS)  # leaves [R, K, ...]
+CLIENTS = PartitionSpec(None, AXIS)  # leaves [R, K, ...]
 _ROWS = PartitionSpec(AXIS)
-_CUT = {
-  FedState: FedState(_WHOLE, _CLIENTS, _WHOLE),
-  Cohort: _CLIENTS,
+CUT = {
+  FedState: FedState(_WHOLE, CLIENTS, _WHOLE),
+  Cohort: CLIENTS,
   Dataset: _ROWS,
 }
-STATE, REPORT = _CUT[FedState], _WHOLE  # what `over_devices` hands out
+STATE, REPORT = CUT[FedState], _WHOLE  # what `over_devices` hands out
 
 # The CPU's devices wait for each other in every sum over clients. XLA ends a process in which one
 # waits for more than 40 seconds, which a round of large networks, or a laptop's sleep, may take.
@@ -102,11 +102,15 @@ def slots(num_clients: int, mesh: Mesh | None) -> int:
   >>> slots(10, None)
   10
   """
-  size = 1 if mesh is None else mesh.size
-  return -(-num_clients // size) * size
+  return -(-num_clients // size(mesh)) * size(mesh)
 
 
-def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def size(mesh: Mesh | None) -> int:
+  """Counts the devices of a mesh."""
+  return 1 if mesh is None else mesh.size
+
+
+def place(tree: PyTree, mesh: Mesh | None, cut: dict = CUT) -> PyTree:
   """Puts a pytree on the devices: clients to their own, everything else to all of them.
 
   Clients are what FedState.clients and Cohorts hold, leaves [R, K, ...]; a Dataset is cut along its
@@ -115,10 +119,14 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
   Args:
     tree: of arrays on the host or the devices.
     mesh: None for the one device.
+    cut: type -> how what is of this type is cut, PartitionSpecs.
   """
   if mesh is None:
     return jax.device_put(tree)
-  return _map_cut(_put, tree, mesh)
+  of_part = lambda spec, part: jax.tree.map(
+    lambda leaf: _put(leaf, NamedSharding(mesh, spec)), part
+  )
+  return jax.tree.map(of_part, _specs(tree, cut), tree)
 
 
 def spread(
@@ -160,7 +168,7 @@ def spread(
   return jax.tree.map(cut, data), place(cohorts, mesh)
 
 
-def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
+def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree, cut: dict = CUT) -> Callable:
   """Lets every device run a function on its own clients; `exchange` is among all of them.
 
   Args:
@@ -168,6 +176,7 @@ def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
     mesh: None runs it on the one device.
     out: what it returns: STATE for a FedState, and REPORT for what has the client axis last, as
       [R, K]; or a tuple of these.
+    cut: as of `place`.
 
   Returns:
     The same function of whole arrays. A report is whole on every device, so that every process can
@@ -183,7 +192,7 @@ def over_devices(fn: Callable, mesh: Mesh | None, out: PyTree) -> Callable:
 
   def run(*arguments):
     # That a report is the same everywhere cannot be seen by jax's own check.
-    spread_out = {"mesh": mesh, "in_specs": _specs(arguments), "out_specs": out}
+    spread_out = {"mesh": mesh, "in_specs": _specs(arguments, cut), "out_specs": out}
     return jax.shard_map(own, check_vma=False, **spread_out)(*arguments)
 
   return run
@@ -211,17 +220,24 @@ def anywhere(holds: tuple[bool, ...]) -> tuple[bool, ...]:
   return tuple(multihost_utils.process_allgather(np.array(holds)).any(axis=0).tolist())
 
 
-def _specs(tree: PyTree) -> PyTree:
+def sum_of(server: PyTree) -> Array:
+  """Sums the server's numbers up, [1]: devices that hold the same server find the same sum."""
+  return jnp.float32(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(server))).reshape(1)
+
+
+def require_one_server(sums: np.ndarray) -> None:
+  """Raises ValueError if the devices' servers, whose sums are [R, devices], are not the same."""
+  if not np.array_equal(sums, np.broadcast_to(sums[:, :1], sums.shape), equal_nan=True):
+    raise ValueError(
+      "the devices' servers differ: what crosses clients must go through federation.exchange"
+    )
+
+
+def _specs(tree: PyTree, cut: dict) -> PyTree:
   """Returns PartitionSpecs: one for every leaf, or for a part that is cut in one way."""
   return jax.tree.map(
-    lambda node: _CUT.get(type(node), _WHOLE), tree, is_leaf=lambda node: type(node) in _CUT
+    lambda node: cut.get(type(node), _WHOLE), tree, is_leaf=lambda node: type(node) in cut
   )
-
-
-def _map_cut(fn: Callable, tree: PyTree, mesh: Mesh) -> PyTree:
-  """Applies fn(leaf, its sharding) to every leaf."""
-  of_part = lambda spec, part: jax.tree.map(lambda leaf: fn(leaf, NamedSharding(mesh, spec)), part)
-  return jax.tree.map(of_part, _specs(tree), tree)
 
 
 def _put(leaf, sharding: NamedSharding):
@@ -230,6 +246,8 @@ def _put(leaf, sharding: NamedSharding):
   An array that is spread over several processes already is only resharded: no process could read it
   whole. One that is on this process' devices alone is read, and each process sends its own part.
   """
+  if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+    return leaf
   if isinstance(leaf, jax.Array) and (
     sharding.is_fully_addressable or not leaf.is_fully_addressable
   ):

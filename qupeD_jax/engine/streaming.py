@@ -11,7 +11,7 @@ The way of one group, such as the participants of a round:
 While a group trains, the host saves what the one before left and loads what the next one needs. So
 the stores are a group behind, and a client that trains twice in a row starts from the state on the
 device. Results equal those of `loop.run` to the bit: who takes part in a round, and all that is
-drawn for a client, follow from the round and the client's id.
+drawn for a client, follow from the round and the client's id. Several devices share each group.
 """
 
 import time
@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from qupeD_jax import checks, rng
-from qupeD_jax.engine import groups, loop, programs, store
-from qupeD_jax.engine.groups import Group, Inputs, States
+from qupeD_jax.engine import groups, loop, parallel, programs, store
+from qupeD_jax.engine.groups import Group, Inputs
 from qupeD_jax.engine.programs import Build, Runs
 from qupeD_jax.engine.reports import Chunk, Report, by_client
 from qupeD_jax.types import Array, Cohort, Dataset, FedState, PyTree
@@ -43,10 +44,10 @@ class Prepared(NamedTuple):
 class Outputs(NamedTuple):
   """What the device gives back of a group that trained; all leaves [R, ...]."""
 
-  state: FedState  # the server and the round; clients are ()
-  clients: States  # rows [R, k, P] after training
+  state: FedState  # after training; clients are rows [R, k, P], one entry per cohort
   infos: PyTree  # as of `programs.simulate`
   holds_nan: tuple  # [R, k] bool
+  sums: Array  # [R, devices], of the server
 
 
 def run(
@@ -62,6 +63,7 @@ def run(
   scored: tuple[Dataset, tuple[Cohort, ...]] | None = None,
   callback: Callable[[Report], None] = lambda report: None,
   state: FedState | None = None,
+  mesh: Mesh | None = None,
 ) -> loop.Result:
   """Trains R runs side by side, a share of the clients at a time.
 
@@ -75,7 +77,7 @@ def run(
       stores may be of fewer runs, which then serve several each, in turn.
     data: training examples.
     fraction: in (0, 1], the share of each cohort that takes part in a round, and that is on the
-      device at the same time.
+      devices at the same time.
     rounds: how many rounds each run has had in the end.
     every: rounds of a chunk.
     alone: all clients take part in every round, and none learns from another: each group goes
@@ -84,6 +86,9 @@ def run(
     scored: data and cohorts (leaves [R, ...]) to score on after each chunk; None scores nothing.
     callback: called on the host after each chunk.
     state: to go on from; its stores are written to.
+    mesh: devices that share each group of clients, whose number need not be a multiple of theirs.
+      In which order float32 sums are added follows from the round and the chunk before; None is the
+      one device.
 
   Returns:
     The final state and where the time went.
@@ -96,10 +101,10 @@ def run(
   loop.check_lengths(rounds, every)
   start = time.perf_counter()
   sizes = {"fraction": fraction, "every": every}
-  prepared = prepare(build, runs, data, **sizes, alone=alone, place=place, state=state)
+  prepared = prepare(build, runs, data, **sizes, alone=alone, place=place, state=state, mesh=mesh)
   steps = loop.Steps(prepared.train)
   if scored is not None:
-    over_groups = _compile_score(build, runs, prepared.state, data, scored, fraction)
+    over_groups = _compile_score(build, runs, prepared.state, data, scored, fraction, mesh)
     steps = steps._replace(score=over_groups)
   compile_seconds = time.perf_counter() - start
   lengths = {"rounds": rounds, "every": every, "pause": None}
@@ -117,21 +122,24 @@ def prepare(
   alone: bool = False,
   place: store.Place = store.on_host,
   state: FedState | None = None,
+  mesh: Mesh | None = None,
 ) -> Prepared:
   """Compiles the training that `run` drives; arguments as there."""
-  runs, data = groups.on_host(runs, data)
-  all_groups = groups.all_groups(runs.cohorts, fraction)
+  key = jax.device_put(runs.key)  # one device draws for all
+  runs, data = groups.on_host(runs, data, mesh)
+  all_groups = groups.all_groups(runs.cohorts, fraction, mesh)
   if state is None:
-    state = _first_state(build, runs, data, all_groups[0], place)
-  inputs = groups.load(runs, data, state.clients, all_groups[0])
-  program = _compile_train(build, inputs, state, max_rounds=every if alone else 1)
-  train = lambda state, parts, length: _train(program, runs, data, state, parts, alone, length)
+    state = _first_state(build, runs, data, all_groups[0], place, mesh)
+  inputs = groups.load(runs, data, state.clients, all_groups[0], mesh)
+  given = build, inputs, _shared(state, mesh)
+  program = _compile_train(*given, max_rounds=every if alone else 1, mesh=mesh)
+  train = lambda *given: _train(program, runs, data, *given, alone, mesh)
   if alone:
     return Prepared(state, lambda s, length: train(s, all_groups, length), program, None)
   # Of the cohorts a draw needs no rows, which are large.
   ids = jax.device_put(tuple(c._replace(index=None, bits=None) for c in runs.cohorts))
-  drawing = _compile_draw(runs.key, ids, fraction, every)
-  draw = lambda state: _draw(drawing, runs.key, ids, state.round)
+  drawing = _compile_draw(key, ids, fraction, every)
+  draw = lambda state: groups.arranged(_draw(drawing, key, ids, state.round), mesh)
   return Prepared(state, lambda s, length: train(s, draw(s)[:length], 1), program, drawing)
 
 
@@ -142,9 +150,10 @@ def score(
   data: Dataset,
   scored: tuple[Dataset, tuple[Cohort, ...]],
   fraction: float,
+  mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
   """Scores all clients on given rows, a share of them at a time; otherwise as `loop.score`."""
-  over_groups = _compile_score(build, runs, state, data, scored, fraction)
+  over_groups = _compile_score(build, runs, state, data, scored, fraction, mesh)
   return by_client(over_groups(state), runs.cohorts)
 
 
@@ -154,6 +163,7 @@ def personal_models(
   state: FedState,
   data: Dataset,
   fraction: float,
+  mesh: Mesh | None = None,
 ) -> Iterator[tuple[Group, tuple[tuple[PyTree, dict], ...]]]:
   """Yields the personal models, those that `score` scores, a share of the clients at a time.
 
@@ -161,11 +171,11 @@ def personal_models(
     Whose they are, and per cohort variables and codebooks ({} at full precision), leaves
     [R, k, ...], on the host.
   """
-  runs, data = groups.on_host(runs, data)
-  all_groups = groups.all_groups(runs.cohorts, fraction)
-  load = lambda group: groups.load(runs, data, state.clients, group)
-  shared = state._replace(clients=())
-  show = _compile_look(build, programs.show_personal(build), load(all_groups[0]), shared)
+  runs, data = groups.on_host(runs, data, mesh)
+  all_groups = groups.all_groups(runs.cohorts, fraction, mesh)
+  load = lambda group: groups.load(runs, data, state.clients, group, mesh)
+  shared, look = _shared(state, mesh), programs.show_personal(build)
+  show = _compile_look(build, look, mesh, parallel.STATE, load(all_groups[0]), shared)
   models = _fetched(show(load(group), shared).clients for group in all_groups)
   yield from zip(all_groups, models, strict=True)
 
@@ -176,17 +186,19 @@ def completed(
   state: FedState,
   data: Dataset,
   fraction: float,
+  mesh: Mesh | None = None,
 ) -> FedState:
   """Gives every client that has no state yet its first one; the stores are written to."""
-  runs, data = groups.on_host(runs, data)
-  everyone = groups.all_groups(runs.cohorts, fraction)
+  runs, data = groups.on_host(runs, data, mesh)
+  everyone = groups.all_groups(runs.cohorts, fraction, mesh)
   new = [groups.without_state(group, state.clients) for group in everyone]
   new = [group for group in new if any(map(np.any, group.takes_part))]
   if new and any(of_cohort.rows for of_cohort in state.clients):
-    first = lambda *part: groups.first_states(build, *part)
-    first = programs.compile_ahead(first, *groups.load_part(runs, data, new[0]))
+    load = lambda group: groups.load_part(runs, data, group, mesh)
+    first = lambda *part: FedState((), groups.first_states(build, *part), ())
+    first = groups.compile_ahead(first, mesh, parallel.STATE, *load(new[0]))
     for group in new:
-      groups.save(state.clients, group, first(*groups.load_part(runs, data, group)))
+      groups.save(state.clients, group, first(*load(group)).clients)
   return state
 
 
@@ -195,20 +207,30 @@ def views(state: FedState) -> FedState:
   return state._replace(clients=tuple(map(store.views, state.clients)))
 
 
+def _shared(state: FedState, mesh: Mesh | None) -> FedState:
+  """Returns what all devices have of a state: the server and the round."""
+  return groups.place(state._replace(clients=()), mesh)
+
+
 def _first_state(
-  build: Build, runs: Runs, data: Dataset, group: Group, place: store.Place
+  build: Build,
+  runs: Runs,
+  data: Dataset,
+  group: Group,
+  place: store.Place,
+  mesh: Mesh | None,
 ) -> FedState:
   """Starts the server, and makes stores in which no client has a state yet.
 
   Args:
     group: any one; neither the server nor the shapes of states depend on who it is.
   """
-  part = groups.load_part(runs, data, group)
+  part = groups.load_part(runs, data, group, mesh)
   init = groups.over_runs(programs.initialise(build))
   shapes = jax.eval_shape(init, *part).clients
   of_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
   without_clients = lambda *part: init(*part)._replace(clients=())
-  state = programs.compile_ahead(without_clients, *part)(*part)
+  state = groups.compile_ahead(without_clients, mesh, parallel.STATE, *part)(*part)
   stores = (
     store.create(states, cohort.size.shape, place)
     for states, cohort in zip(of_run, runs.cohorts, strict=True)
@@ -219,21 +241,29 @@ def _first_state(
 # --- training
 
 
-def _compile_train(build: Build, inputs: Inputs, state: FedState, max_rounds: int):
-  """Compiles what a group trains: (inputs, state without clients, last states, rounds) -> Outputs.
+def _compile_train(
+  build: Build, inputs: Inputs, shared: FedState, max_rounds: int, mesh: Mesh | None
+):
+  """Compiles what a group trains: (inputs, state that the last group left, rounds) -> Outputs.
 
-  The last states are those that the group before was left with.
+  Args:
+    build: setting of one run -> Algorithm.
+    inputs, shared: of the shapes to compile for, on the devices; `shared` is without clients.
+    max_rounds: how many there are at most.
+    mesh: devices that share the group.
   """
   chunk = groups.over_runs(programs.train_chunk(build, max_rounds), (0, 0, 0, None))
 
-  def train(inputs, shared, last, num_rounds):
-    state = shared._replace(clients=groups.current_states(build, inputs, last))
+  def train(inputs, last, num_rounds):
+    state = last._replace(clients=groups.current_states(build, inputs, last.clients))
     state, infos, holds_nan = chunk(inputs.runs, state, inputs.data, num_rounds)
-    clients = groups.pack(state.clients)
-    return Outputs(state._replace(clients=()), clients, infos, holds_nan)
+    state = state._replace(clients=groups.pack(state.clients))
+    sums = jax.vmap(parallel.sum_of, axis_size=len(inputs.runs.key))(state.server)
+    return Outputs(state, infos, holds_nan, sums)
 
-  shared = state._replace(clients=())
-  return programs.compile_ahead(train, inputs, shared, inputs.clients, jnp.int32(0))
+  out = Outputs(parallel.STATE, parallel.REPORT, parallel.REPORT, parallel.REPORT)
+  last = shared._replace(clients=inputs.start.states)
+  return groups.compile_ahead(train, mesh, out, inputs, last, np.int32(0))
 
 
 def _train(
@@ -242,8 +272,9 @@ def _train(
   data: Dataset,
   state: FedState,
   parts: Sequence[Group],
-  alone: bool,
   num_rounds: int,
+  alone: bool,
+  mesh: Mesh | None,
 ) -> tuple[FedState, Chunk]:
   """Trains one group after the other.
 
@@ -252,23 +283,24 @@ def _train(
     runs, data: of all clients, as of `groups.on_host`.
     state: to start from.
     parts: the groups.
-    alone: every group starts from the server of `state`; else from that which the last one left.
     num_rounds: of each group.
+    alone: every group starts from the server of `state`; else from that which the last one left.
+    mesh: as there.
   """
-  shared, stores, told = state._replace(clients=()), state.clients, []
-  inputs = groups.load(runs, data, stores, parts[0])
-  states = inputs.clients  # stands for those of a last group; none of it is looked at
+  shared, stores, told = _shared(state, mesh), state.clients, []
+  inputs = groups.load(runs, data, stores, parts[0], mesh)
+  left = shared._replace(clients=inputs.start.states)  # nobody was in a last group
   for last, group, following in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):
-    out = program(inputs, shared, states, jnp.int32(num_rounds))
-    # From here on the device is at work, and the host has time for the groups before and after.
+    out = program(inputs, left, np.int32(num_rounds))
+    # From here on the devices are at work, and the host has time for the groups before and after.
     if last is not None:
-      groups.save(stores, last, states)
+      groups.save(stores, last, left.clients)
     if following is not None:
-      inputs = groups.load(runs, data, stores, following, last=group)
-    states, shared = out.clients, shared if alone else out.state
-    told.append((out.infos, out.holds_nan))
-  groups.save(stores, parts[-1], states)
-  chunk = _joined_chunk(runs, parts, jax.device_get(told), alone, num_rounds)
+      inputs = groups.load(runs, data, stores, following, mesh, last=group)
+    left = shared._replace(clients=out.state.clients) if alone else out.state
+    told.append(out[1:])
+  groups.save(stores, parts[-1], left.clients)
+  chunk = _joined_chunk(runs, parts, parallel.fetch(told), alone, num_rounds)
   return out.state._replace(clients=stores), chunk
 
 
@@ -276,7 +308,8 @@ def _joined_chunk(
   runs: Runs, parts: Sequence[Group], told: list, alone: bool, num_rounds: int
 ) -> Chunk:
   """Joins what groups told of their rounds: the same ones if `alone`, else one after the other."""
-  infos, holds_nan = zip(*told, strict=True)
+  infos, holds_nan, sums = zip(*told, strict=True)
+  parallel.require_one_server(np.concatenate(sums))
   infos = jax.tree.map(lambda leaf: leaf[:, :num_rounds], infos)
   ids = [
     tuple(
@@ -308,7 +341,7 @@ def _compile_draw(key: Array, cohorts: tuple[Cohort, ...], fraction: float, ever
     over_runs = jax.vmap(of_run, (0, 0, None))
     return jax.lax.map(lambda r: over_runs(keys, cohorts, r), done + jnp.arange(every))
 
-  return programs.compile_ahead(draw, key, cohorts, jnp.int32(0))
+  return programs.compile_ahead(draw, key, cohorts, np.int32(0))
 
 
 def _draw(drawing, key: Array, cohorts: tuple[Cohort, ...], done: Array) -> list[Group]:
@@ -318,7 +351,7 @@ def _draw(drawing, key: Array, cohorts: tuple[Cohort, ...], done: Array) -> list
     drawing, key, cohorts: the program of `_compile_draw`, and what it was compiled for.
     done: [R] int32, rounds done.
   """
-  drawn = jax.device_get(drawing(key, cohorts, jnp.int32(np.min(done))))
+  drawn = jax.device_get(drawing(key, cohorts, np.int32(np.asarray(done).min())))
   slots, takes_part = zip(*drawn, strict=True)
   rounds = range(len(slots[0]))
   return [Group(tuple(s[i] for s in slots), tuple(t[i] for t in takes_part)) for i in rounds]
@@ -327,35 +360,39 @@ def _draw(drawing, key: Array, cohorts: tuple[Cohort, ...], done: Array) -> list
 # --- looking at all clients
 
 
-def _compile_look(build: Build, look: Callable, inputs: Inputs, shared: FedState, *more):
+def _compile_look(build: Build, look: Callable, mesh: Mesh | None, out: PyTree, *arguments):
   """Compiles a look at a group: (inputs, state without clients, *more) -> leaves [R, ...].
 
   Args:
     build: setting of one run -> Algorithm.
     look: (run, state, data, *more) of one run -> anything.
-    inputs, shared, more: of the shapes to compile for; leaves of `more` are [R, ...].
+    mesh: devices that share the group.
+    out: what the look returns, as of `parallel.over_devices`.
+    arguments: of the shapes to compile for; all leaves are [R, ...].
   """
 
   def of_group(inputs, shared, *more):
     state = shared._replace(clients=groups.current_states(build, inputs))
     return groups.over_runs(look)(inputs.runs, state, inputs.data, *more)
 
-  return programs.compile_ahead(of_group, inputs, shared, *more)
+  return groups.compile_ahead(of_group, mesh, out, *arguments)
 
 
-def _compile_score(build: Build, runs: Runs, state: FedState, data: Dataset, scored, fraction):
+def _compile_score(
+  build: Build, runs: Runs, state: FedState, data: Dataset, scored, fraction, mesh
+):
   """Compiles the scores of all clients: returns state -> {name: per cohort [R, K] float32}."""
-  runs, data = groups.on_host(runs, data)
-  all_groups = groups.all_groups(runs.cohorts, fraction)
+  runs, data = groups.on_host(runs, data, mesh)
+  all_groups = groups.all_groups(runs.cohorts, fraction, mesh)
   scored_data, scored_cohorts = jax.tree.map(np.asarray, scored)
 
   def arguments(state, group):
-    rows = jax.device_put(groups.examples(scored_data, scored_cohorts, group))
-    inputs = groups.load(runs, data, state.clients, group)
-    return inputs, state._replace(clients=()), *rows
+    rows = groups.place(groups.examples(scored_data, scored_cohorts, group, mesh), mesh)
+    inputs = groups.load(runs, data, state.clients, group, mesh)
+    return inputs, _shared(state, mesh), *rows
 
-  look = programs.score_run(build)
-  look = _compile_look(build, look, *arguments(state, all_groups[0]))
+  given = mesh, parallel.REPORT, *arguments(state, all_groups[0])
+  look = _compile_look(build, programs.score_run(build), *given)
 
   def over_groups(state):
     parts = list(_fetched(look(*arguments(state, group)) for group in all_groups))
@@ -370,6 +407,6 @@ def _fetched(results: Iterator[PyTree]) -> Iterator[PyTree]:
   """Reads results back from the device, each of them while the next one is computed."""
   before = next(results)
   for result in results:
-    yield jax.device_get(before)
+    yield parallel.fetch(before)
     before = result
-  yield jax.device_get(before)
+  yield parallel.fetch(before)

@@ -91,14 +91,14 @@ def shipped(job: Job, trained: Trained, chosen: Sequence[int]) -> Iterator[Shipp
   """Yields the personal models of some of a job's runs: those that `score_tests` scores."""
   data, groups = job.federation.train, job.federation.groups
   given = trained.build, trained.runs, trained.state, data
+  mesh = parallel.make_mesh(job.options.hardware.devices)
   if job.options.hardware.store == "device":
-    mesh = parallel.make_mesh(job.options.hardware.devices)
     for r, models in zip(chosen, loop.personal_models(*given, chosen, mesh), strict=True):
       for i, group in enumerate(groups):
         for k, client in enumerate(group):
           yield Shipped(r, i, int(client), *jax.tree.map(lambda leaf, k=k: leaf[k], models[i]))
     return
-  for group, models in streaming.personal_models(*given, job.options.server.participation):
+  for group, models in streaming.personal_models(*given, job.options.server.participation, mesh):
     for r, i in itertools.product(chosen, range(len(groups))):
       for k in np.flatnonzero(group.takes_part[i][r]):
         one = jax.tree.map(lambda leaf, r=r, k=k: leaf[r, k], models[i])
@@ -118,19 +118,19 @@ def _run(
   """Trains a phase, on the devices or with clients' states elsewhere."""
   options, build = job.options, functools.partial(_build, job.options, phase)
   common = {"rounds": phase.rounds, "every": min(settled(options).run.eval_every, phase.rounds)}
-  common |= {"scored": scored, "callback": callback}
+  mesh = parallel.make_mesh(options.hardware.devices)
+  common |= {"scored": scored, "callback": callback, "mesh": mesh}
   given, fraction = (runs, job.federation.train), options.server.participation
   if options.hardware.store == "device":
     resident = lambda setting: sampled(options, phase, build(setting))
     measure = functools.partial(_measure, options, phase) if phase.measures else None
-    common |= {"state": state, "pause": pause, "mesh": parallel.make_mesh(options.hardware.devices)}
-    return loop.run(resident, *given, measure=measure, **common)
+    return loop.run(resident, *given, measure=measure, state=state, pause=pause, **common)
   allowed = f"device, where {', '.join(phase.measures)} is measured"
   checks.require(not phase.measures, "store", options.hardware.store, allowed)
   place = store.on_host if options.hardware.store == "host" else store.on_disk(folder)
   result = streaming.run(build, *given, fraction=fraction, alone=phase.alone, place=place, **common)
   # Those that never trained are needed too: to start the next phase, and as models to be shipped.
-  state = streaming.completed(build, runs, result.state, job.federation.train, fraction)
+  state = streaming.completed(build, runs, result.state, job.federation.train, fraction, mesh)
   return result._replace(state=state)
 
 
@@ -250,15 +250,18 @@ def score_tests(job: Job, trained: Trained) -> dict[str, np.ndarray]:
   options, federation = job.options, job.federation
   testing = _scored_rows(job, fed.testing(federation, federation.groups))
   given = trained.build, trained.runs, trained.state, federation.train, testing
+  mesh = parallel.make_mesh(options.hardware.devices)
   if options.hardware.store == "device":
-    return loop.score(*given, parallel.make_mesh(options.hardware.devices))
-  return streaming.score(*given, options.server.participation)
+    return loop.score(*given, mesh)
+  return streaming.score(*given, options.server.participation, mesh)
 
 
 def _over_variants(job: Job, cohorts_of: Callable) -> tuple:
   """Joins the runs of all variants: cohorts [variants * seeds, K, ...], K filled up for devices."""
   parts = [cohorts_of(variant.bits) for variant in job.variants.values()]
   joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+  if job.options.hardware.store != "device":
+    return joined  # each group is filled up by itself
   mesh = parallel.make_mesh(job.options.hardware.devices)
   slots = lambda cohort: parallel.slots(cohort.size.shape[-1], mesh)
   return tuple(pad_clients(cohort, slots(cohort)) for cohort in joined)

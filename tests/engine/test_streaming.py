@@ -14,7 +14,8 @@ from qupeD_jax.algorithms.fedavg import fedavg
 from qupeD_jax.algorithms.finetune import finetune
 from qupeD_jax.algorithms.local import local
 from qupeD_jax.algorithms.quped import quped
-from qupeD_jax.engine import groups, loop, reports, store, streaming
+from qupeD_jax.engine import groups, loop, parallel, reports, store, streaming
+from qupeD_jax.federation import aggregators
 from qupeD_jax.federation.algorithm1 import Rates
 from qupeD_jax.federation.clients import LocalWork
 from qupeD_jax.quantization import quantizers
@@ -27,6 +28,12 @@ QUANTIZER = quantizers.learned_codebook(max_bits=2)
 STEPS = {"work": LocalWork(steps=2, batch_size=4)}
 DATA = toy.dataset(12 * 12)
 SEEDS, CLIENTS = 2, 12
+DEVICES = 3
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # what devices add up they add in another order
+
+
+def mesh():
+  return parallel.make_mesh(DEVICES)
 
 
 def make_quped(_):
@@ -36,7 +43,7 @@ def make_quped(_):
 
 ALGORITHMS = {
   "quped": make_quped,
-  "ditto": lambda _: ditto(MODELS[0], **STEPS),
+  "ditto": lambda _: ditto(MODELS[0], aggregate=aggregators.median(), **STEPS),
   "fedavg": lambda _: fedavg(MODELS[0], **STEPS),
 }
 
@@ -86,7 +93,38 @@ def test_results_are_those_of_the_resident_run_to_the_bit(name, fraction, tmp_pa
   np.testing.assert_array_equal(started[0], drawn(runs, fraction, rounds=3))
   assert name != "quped" or not started[0].all()
   state = streaming.completed(build, runs, state, DATA, fraction)
-  chex.assert_trees_all_equal(*jax.device_get((streaming.views(state), expected)))
+  expected = jax.device_get(expected)
+  chex.assert_trees_all_equal(jax.device_get(streaming.views(state)), expected)
+  # Devices share the participants, whose numbers they do not divide, and then all clients.
+  shared = streaming.run(build, runs, DATA, mesh=mesh(), **options).state
+  shared = streaming.completed(build, runs, shared, DATA, fraction, mesh())
+  chex.assert_trees_all_close(jax.device_get(streaming.views(shared)), expected, **TOLERANCE)
+  for ours, theirs in zip(chunks[2:], resident_chunks, strict=True):
+    np.testing.assert_allclose(ours.loss, theirs.loss, **TOLERANCE)
+    np.testing.assert_array_equal(ours.clients, theirs.clients)
+    chex.assert_trees_all_close(ours.scores, theirs.scores, atol=1e-6)
+
+
+def test_who_trains_twice_in_a_row_is_found_on_the_same_device():
+  """Five of eight clients have a slot; all of them take part in one run, four in the other."""
+  chance, takes_part = np.random.default_rng(0), np.arange(5) < np.array([[5], [4]])
+  drawn = [np.stack([chance.permutation(8)[:5] for _ in range(2)]) for _ in range(20)]
+  before = [groups.Group((slots,), (takes_part,)) for slots in drawn]
+  device, last, found = np.repeat(np.arange(DEVICES), 2), None, 0
+  for group, slots in zip(groups.arranged(before, mesh()), drawn, strict=True):
+    now = [*map(np.squeeze, (group.slots, group.takes_part))]
+    ours = [s[t].tolist() for s, t in zip(*now, strict=True)]
+    assert list(map(sorted, ours)) == [sorted(slots[0]), sorted(slots[1, :4])]
+    if last is not None:
+      places = groups._places_in(*now, *last)
+      for (r, k), client in np.ndenumerate(now[0]):
+        there = np.flatnonzero((last[0][r] == client) & last[1][r])
+        both = now[1][r, k] and len(there) > 0
+        assert places[r, k] == (there[0] if both else -1)
+        assert not both or device[there[0]] == device[k]
+        found += both
+    last = now
+  assert found > 50
 
 
 def test_each_group_alone_goes_through_all_rounds():
@@ -111,23 +149,32 @@ def test_each_group_alone_goes_through_all_rounds():
   runs = runs._replace(setting=twice(trained._replace(clients=()))._replace(clients=(kept,)))
   losses = []
   options["callback"] = lambda chunk: losses.append(chunk.loss)
-  state = streaming.run(build, runs, DATA, fraction=0.4, alone=True, **options).state
+  options |= {"fraction": 0.4, "alone": True}
+  state = streaming.run(build, runs, DATA, **options).state
   chex.assert_trees_all_equal(*jax.device_get((streaming.views(state), expected.state)))
   assert [loss.shape for loss in losses] == [(SEEDS, 2), (SEEDS, 1)]
+  state = streaming.run(build, runs, DATA, mesh=mesh(), **options).state
+  ours, theirs = jax.device_get((streaming.views(state), expected.state))
+  chex.assert_trees_all_close(ours, theirs, **TOLERANCE)
+  np.testing.assert_allclose(np.hstack(losses[2:]), np.hstack(losses[:2]), **TOLERANCE)
 
 
-def test_a_group_has_its_own_rows_and_no_others():
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_group_has_its_own_rows_and_no_others(devices):
   data = Dataset(np.arange(100, dtype=np.uint8), np.arange(100) % 7)
   index = np.array([[[5, 5, 5], [90, 91, 92], [40, 41, 40]]])
   cohort = Cohort(index, np.array([[1, 3, 2]]), np.array([[7, 8, 9]]), np.array([[2, 1, 32]]))
   other = cohort._replace(index=index + 3)
   slots, takes_part = np.array([[2, 0]]), np.array([[True, False]])
   group = groups.Group((slots, slots), (takes_part, takes_part))
-  part, chosen = groups.examples(data, (cohort, other), group)
+  part, chosen = groups.examples(data, (cohort, other), group, parallel.make_mesh(devices))
   assert part.x.shape == (1, 2 * 2 * 3)
+  pieces = np.split(part.x[0], devices), np.split(part.y[0], devices)
   for mine, whole in zip(chosen, (cohort, other), strict=True):
-    np.testing.assert_array_equal(part.x[0][mine.index[0]], whole.index[0, [2, 0]])
-    np.testing.assert_array_equal(part.y[0][mine.index[0]], whole.index[0, [2, 0]] % 7)
+    of_device = np.split(mine.index[0], devices)
+    x, y = (np.concatenate(list(map(np.take, own, of_device))) for own in pieces)
+    np.testing.assert_array_equal(x, whole.index[0, [2, 0]])
+    np.testing.assert_array_equal(y, whole.index[0, [2, 0]] % 7)
     assert mine.size.tolist() == [[2, 0]]
     assert (mine.client.tolist(), mine.bits.tolist()) == ([[9, 7]], [[32, 2]])
 
@@ -144,3 +191,13 @@ def test_a_loss_that_is_not_finite_is_reported_as_by_the_resident_run():
   with pytest.raises(reports.NonFinite) as caught:
     streaming.run(diverge, runs, DATA, fraction=0.3, **options)
   assert str(caught.value) == errors[0]
+
+
+def test_a_server_that_devices_do_not_make_together_is_an_error():
+  def of_own_clients(key, uploads, cohorts, before):
+    (upload,), (cohort,) = uploads, cohorts
+    return jax.tree.map(lambda leaf: leaf[0], upload), (cohort.size > 0,)
+
+  build, runs = lambda _: fedavg(MODELS[0], aggregate=of_own_clients, **STEPS), make_runs("fedavg")
+  with pytest.raises(ValueError, match="the devices' servers differ"):
+    streaming.run(build, runs, DATA, fraction=0.3, rounds=1, every=1, mesh=mesh())

@@ -43,7 +43,7 @@ def accuracy_of_file(path, clients):
   ("name", "values"),
   [
     ("FedAvg + k-means", {}),
-    ("FedAvg + k-means", {"store": "host", "participation": 0.5}),
+    ("FedAvg + k-means", {"store": "host", "participation": 0.5, "devices": 2}),
     ("QuPeD", {"devices": 2, "finetune_rounds": 0}),
   ],
 )
