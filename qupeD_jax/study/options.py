@@ -436,7 +436,6 @@ def _check_store(options: Federated) -> None:
   saved = run.minutes is None and not run.checkpoint_every
   name = "checkpoint_every" if run.minutes is None else "minutes"
   checks.require(saved, name, getattr(run, name), f"None {where}: what lies there is not saved")
-  checks.require(hardware.devices in (None, 1), "devices", hardware.devices, f"1 {where}")
 
 
 def _check_faults(options: Federated) -> None:
