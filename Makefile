@@ -42,7 +42,7 @@ endef
 export RUN
 define NEW_ENOUGH
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "error: $(PYTHON) is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
+  { echo "error: $(PYTHON) does not run, or is older than 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 endef
 PIP := install --quiet --disable-pip-version-check --retries 2 --timeout 15
 # Fills an environment, $(1), by pip's arguments $(2); an environment is whole once its mark, the
