@@ -123,7 +123,7 @@ def test_what_says_not_where_processes_meet_is_refused(given, line):
     ({"participation": 0.2}, 5),
     ({"participation": 0.01}, 1),
     ({"participation": float("nan")}, 8),  # refused later, with a line of its own
-    ({"store": "host", "participation": 0.5}, 1),
+    ({"store": "host", "participation": 0.2}, 5),
     ({"coordinator": "h:1", "processes": 2, "process": 0}, 1),
     ({"models": ()}, 8),  # refused later, with a line of its own
   ],

@@ -244,12 +244,12 @@ def _backend() -> str:
 def usual_devices(options: Federated) -> int:
   """Returns over how many devices a CPU's clients are spread unless the options say: its cores.
 
-  There are no more than clients take part in a round. It is one with a store, and in one of several
-  processes, which may share the cores.
+  There are no more than clients take part in a round. It is one for each of several processes,
+  which may share the cores.
   """
-  hardware, networks = options.hardware, max(1, len(options.networks.models))
-  if hardware.coordinator or hardware.store != "device":
+  if options.hardware.coordinator:
     return 1
+  networks = max(1, len(options.networks.models))
   clients, share = -(-options.division.clients // networks), options.server.participation
   if 0 < share < 1:  # what else it may be is refused later
     clients = num_participants(clients, share)
