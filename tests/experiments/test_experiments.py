@@ -30,12 +30,12 @@ OPTIONS = replaced(
   models=("mlp", "mlp2"),
   bits=(1, 2, 32),
   rounds=3,
-  finetune_rounds=1,
+  finetune_rounds=0,
   local_steps=2,
   eval_every=2,
   seeds=2,
 )
-SMALLER = replaced(OPTIONS, models=("mlp",), finetune_rounds=0, rounds=2, seeds=1)
+SMALLER = replaced(OPTIONS, models=("mlp",), rounds=2, seeds=1)
 TYPED = ("--clients", "8", "--models", "mlp", "--rounds", "4", "--finetune-rounds", "1")
 TYPED += ("--local-steps", "1", "--eval-every", "1", "--seed", "5", "--seeds", "1")
 JOBS = (

@@ -18,8 +18,8 @@ OPTIONS = replaced(
 
 
 @functools.cache
-def federation():
-  return study.fed.load(OPTIONS)
+def federation(models=OPTIONS.networks.models):
+  return study.fed.load(replaced(OPTIONS, models=models))
 
 
 JOBS = {
@@ -28,13 +28,13 @@ JOBS = {
 }
 
 
-def accuracy_of_file(path, clients):
+def accuracy_of_file(path, clients, dealt):
   """Scores a file on its client's test rows, by itself."""
   packed, metadata = packing.load(path)
-  split, test = federation().splits[0].test, federation().test
+  split, test = dealt.splits[0].test, dealt.test
   client = metadata["client"]
   rows = split.rows[split.offsets[client] : split.offsets[client + 1]]
-  models = dict(zip(federation().names, federation().models, strict=True))
+  models = dict(zip(dealt.names, dealt.models, strict=True))
   logits, _ = models[metadata["model"]].apply(packing.unpack(packed), test.x[rows], False)
   clients[client] = np.mean(np.argmax(logits, -1) == test.y[rows])
 
@@ -43,12 +43,17 @@ def accuracy_of_file(path, clients):
   ("name", "values"),
   [
     ("FedAvg + k-means", {}),
-    ("FedAvg + k-means", {"store": "host", "participation": 0.5, "devices": 2}),
+    (
+      "FedAvg + k-means",
+      {"store": "host", "participation": 0.5, "devices": 2, "models": ("mlp2",)},
+    ),
     ("QuPeD", {"devices": 2, "finetune_rounds": 0}),
   ],
 )
 def test_files_score_as_the_models_did(name, values, tmp_path):
-  job = JOBS[name](replaced(OPTIONS, **values), federation())
+  options = replaced(OPTIONS, **values)
+  dealt = federation(options.networks.models)
+  job = JOBS[name](options, dealt)
   trained = training.train(job, lambda done, chunk: None, folder=tmp_path)
   scores = training.score_tests(job, trained)["personal"]
   study.save_models(job, trained, tmp_path)
@@ -58,7 +63,7 @@ def test_files_score_as_the_models_did(name, values, tmp_path):
   for method in quantised:
     found = {}
     for path in (tmp_path / "models" / method.replace(" ", "_")).iterdir():
-      accuracy_of_file(path, found)
+      accuracy_of_file(path, found, dealt)
     first = scores[training.runs_of([*job.variants].index(method), OPTIONS)][0]
     np.testing.assert_allclose([found[i] for i in range(5)], first, atol=1e-6)
 
