@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 # Several devices on one CPU, for sharding. And programs of the tests run for milliseconds but take
@@ -45,3 +46,12 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 settings.register_profile("qupeD", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=20_000)  # for hours
 settings.load_profile("qupeD")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+  """Leaves out pictures at which a test does not look: they cost more than a small training."""
+  from qupeD_jax.results import plots
+
+  for name in ("clients", "curves", "weights", "centers"):
+    monkeypatch.setattr(plots, name, lambda *_: None)

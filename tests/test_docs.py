@@ -144,6 +144,7 @@ def test_every_kind_of_extension_has_a_program():
   assert [e.name for e in examples(EXTENDING)] == [f"extending-{kind}" for kind in kinds]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_experiment_runs_from_its_command_line(run, tmp_path, monkeypatch):
   """On two devices, as any processor with two cores has them."""
   monkeypatch.chdir(tmp_path)
@@ -161,6 +162,7 @@ def test_the_experiment_runs_from_its_command_line(run, tmp_path, monkeypatch):
   ]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_other_programs_are_jobs_that_two_devices_share(run, tmp_path):
   """The algorithm, the quantiser, the model and the partition, in one study."""
   power_law = run("extending-a-partition").module.power_law

@@ -322,8 +322,8 @@ def test_an_unknown_method_is_refused():
 
 
 @pytest.fixture
-def untrained(monkeypatch):
-  """Lets studies go through all but the training."""
+def untrained(monkeypatch, no_pictures):
+  """Lets studies go through all but the training, and the pictures that every study draws."""
   monkeypatch.setattr(study, "run_job", without_training.run_job)
 
 

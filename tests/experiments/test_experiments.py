@@ -87,6 +87,7 @@ def test_the_config_tells_options_seeds_and_versions(results):
   assert {"qupeD_jax", "jax", "python"} <= set(config["environment"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_config_runs_again_to_the_last_bit(results, tmp_path):
   """One method of three, and by itself."""
   again = run(tmp_path, rebuilt(read(results / "config.json")), JOBS[1:])
@@ -198,6 +199,7 @@ def test_shipped_models_have_the_precision_they_say(results):
 # --- other federations
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
   "changes",
   [
@@ -217,6 +219,7 @@ def test_another_federation_trains(tmp_path, changes):
   assert entry["bytes_per_round"] == up_and_down * 8 * changes.get("participation", 1)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_where_clients_lie_changes_nothing_but_the_place(tmp_path):
   """FedAvg of half the clients, once for two methods, then all of them alone."""
   written = []

@@ -61,6 +61,7 @@ def test_every_experiment_is_here_or_like_one_that_is():
     assert source.replace(name, other) == inspect.getsource(module(other).main)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_devices_run_it(name, tmp_path, monkeypatch):
   trained, changes = TRAINED[name]

@@ -71,6 +71,7 @@ def test_fine_tuning_that_diverges_names_the_method():
     scored_at(1e30)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_is_told_of_them(tmp_path):
   options = replaced(OPTIONS, seeds=1, rounds=2, out=str(tmp_path))
   jobs = (methods.local_training, methods.federated_averaging)

@@ -71,6 +71,7 @@ def test_what_the_noise_is_worth_is_told_where_its_seed_is_secret():
   assert worth(noise_seed=0) is None
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_no_file_says_what_the_secret_is(tmp_path, monkeypatch):
   secret = 123456789123456789
   monkeypatch.setattr(training.rng, "secret", lambda: secret)
