@@ -6,7 +6,7 @@ of dimensions that its library takes, [B, H, W, C] by [k, k, C, D]. The gradient
 have other orders. XLA mends that outside of loops and not inside, where it falls back to code 10 to
 150 times slower. So vmap is told to loop over clients here, and the gradients are written out. Wide
 layers of 5x5 kernels take a form with fewer products, `winograd.py`; narrow ones on images of few
-channels, with which the library is up to five times slower, are a matrix product, `products.py`.
+channels, with which the library is slow, are a matrix product, `products.py`.
 """
 
 from collections.abc import Callable
