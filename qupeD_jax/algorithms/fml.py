@@ -90,11 +90,10 @@ def fml(
     return {"params": tree.descend(variables["params"], backward(gradient), eta), "stats": stats}
 
   def round_fn(key, state, data, cohorts):
-
-    trains = tuple(
-      local_round(client_step(model), data, state.round, work) for model in client_models
-    )
-    return server.train_beside(trains, key, state, cohorts, aggregate, work.clients_per_step)
+    steps = map(client_step, client_models)
+    trains = (local_round(step, data, state.round, work) for step in steps)
+    fns = tuple(server.beside_copy(train, state.server) for train in trains)
+    return server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data

@@ -103,10 +103,9 @@ def qupel(
     return (personal, copy), loss
 
   def round_fn(key, state, data, cohorts):
-    train = local_round(step_fn, data, state.round, work)
-    return server.train_beside(
-      (train,) * len(cohorts), key, state, cohorts, aggregate, work.clients_per_step
-    )
+    fn = server.beside_copy(local_round(step_fn, data, state.round, work), state.server)
+    fns = (fn,) * len(cohorts)
+    return server.run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data

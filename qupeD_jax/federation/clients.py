@@ -61,7 +61,7 @@ def usual_clients_per_step(models: tuple[Model, ...], backend: str) -> int | Non
   return fitting if fitting >= _WORTH_A_LOOP else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _weights_bytes(init: Callable) -> int:
   shapes = jax.eval_shape(init, jax.random.key(0))["params"]
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

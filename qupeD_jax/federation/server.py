@@ -65,37 +65,22 @@ def run_round(
   return FedState(kept, clients, state.round + 1), info
 
 
-def train_beside(
-  trains: tuple[Callable, ...],
-  key: Array,
-  state: FedState,
-  cohorts: tuple[Cohort, ...],
-  aggregate: Aggregate,
-  clients_per_step: int | None = None,
-) -> tuple[FedState, tuple[Info, ...]]:
-  """Runs a round in which clients train a personal model beside a copy of the server's.
+def beside_copy(train: Callable, server_variables: PyTree) -> Callable:
+  """Makes a client function that trains a client's own model beside a copy of the server's.
 
   Args:
-    trains: one per cohort, of `clients.local_round`; what they carry is (personal, copy).
-    key: of this round.
-    state: the clients keep their personal models, the server's is made of the copies.
-    cohorts: the clients.
-    aggregate: how the copies are combined.
-    clients_per_step: as of LocalWork.
+    train: of `clients.local_round`; what it carries is (personal, copy).
+    server_variables: what the copy begins as.
 
   Returns:
-    The state after the round, and what is reported.
+    A client function, as of `run_round`: it keeps its personal model, and sends the copy.
   """
 
-  def client_fn(train):
-    def run(key, personal, rows):
-      (personal, copy), loss = train(key, (personal, state.server), rows)
-      return personal, copy, loss
+  def run(key, personal, rows):
+    (personal, copy), loss = train(key, (personal, server_variables), rows)
+    return personal, copy, loss
 
-    return run
-
-  fns = tuple(map(client_fn, trains))
-  return run_round(fns, key, state, cohorts, aggregate, clients_per_step)
+  return run
 
 
 def averaging(
@@ -192,8 +177,9 @@ def averaging_beside(
 
   def round_fn(key, state, data, cohorts):
     step = lambda carry, number, batch: step_fn(carry, state.server, number, batch)
-    trains = (local_round(step, data, state.round, work),) * len(cohorts)
-    return train_beside(trains, key, state, cohorts, aggregate, work.clients_per_step)
+    fn = beside_copy(local_round(step, data, state.round, work), state.server)
+    fns = (fn,) * len(cohorts)
+    return run_round(fns, key, state, cohorts, aggregate, work.clients_per_step)
 
   def personalize(key, state, data, cohorts):
     del key, data
