@@ -55,7 +55,8 @@ def test_distillation_sums_over_classes_and_means_over_examples(temperature):
 
 
 @pytest.mark.parametrize(
-  ("temperature", "gap"), [(1.0, 1e-3), (1.0, 10.0), (1e2, 0.3), (1e4, 0.3), (1e5, 10.0)]
+  ("temperature", "gap"),
+  [(1.0, 1e-3), (1.0, 10.0), (0.1, 100.0), (1e2, 0.3), (1e4, 0.3), (1e5, 10.0)],
 )
 def test_nearly_equal_distributions_do_not_cancel(temperature, gap):
   """Neither in the divergence nor in its gradients, against float64."""
